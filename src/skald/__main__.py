@@ -1,0 +1,3 @@
+from skald.cli import main
+
+main()

@@ -1,0 +1,169 @@
+"""The one error tree: every error names its cause, and says what to do next.
+
+Errors of drivers are translated at one boundary (each adapter's) and keep the original as ``__cause__``. What the
+program may want to look at is a typed attribute, never a part of the text.
+"""
+
+from __future__ import annotations
+
+
+class SkaldError(Exception):
+    """The root of everything that this library raises on purpose."""
+
+
+class ConfigurationError(SkaldError):
+    """The program or its settings contradict themselves; nothing was started."""
+
+
+# --- messages ---------------------------------------------------------------------------------------------------------
+
+
+class InvalidMessage(SkaldError):
+    """A message that cannot be stored as it is declared; raised at the sender, before anything is written."""
+
+    def __init__(self, type: str, field: str, reason: str) -> None:
+        super().__init__(f"{type}: {field}: {reason}")
+        self.type, self.field, self.reason = type, field, reason
+
+
+class MessageTooLarge(InvalidMessage):
+    """The encoded body is over the limit (bytes)."""
+
+    def __init__(self, type: str, size: int, limit: int) -> None:
+        super().__init__(
+            type, "$", f"the body has {size} bytes, the limit is {limit}; send a reference, or raise max_body"
+        )
+        self.size, self.limit = size, limit
+
+
+class UnreadableMessage(SkaldError):
+    """A stored message of a handled type that does not fit its class; it is parked with its bytes."""
+
+    def __init__(self, type: str, reason: str) -> None:
+        super().__init__(f"{type} cannot be read: {reason}")
+        self.type, self.reason = type, reason
+
+
+class UndeclaredMessage(SkaldError):
+    """A message that this service neither declares to publish nor returns from a handler."""
+
+
+# --- units ------------------------------------------------------------------------------------------------------------
+
+
+class Rejection(SkaldError):
+    """Why one unit was not committed. The other units of its group are not touched."""
+
+
+class Conflict(Rejection):
+    """A stream or tag is not at the version that the unit was decided on: read again, decide again."""
+
+    def __init__(self, key: str, expected: int, actual: int) -> None:
+        super().__init__(f"{key} is at version {actual}, not {expected}: read it again and decide again")
+        self.key, self.expected, self.actual = key, expected, actual
+
+
+class Busy(Rejection):
+    """Somebody's open transaction holds a key of this unit; the same unit can be tried again."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"{key} is held by another open transaction; try again")
+        self.key = key
+
+
+class Fenced(Rejection):
+    """Another process has taken over from this one: what it still wants to write is refused."""
+
+    def __init__(self, process: str) -> None:
+        super().__init__(f"process {process} no longer owns its work: its lease ran out and another took over")
+        self.process = process
+
+
+class CursorMoved(Rejection):
+    """The lane's cursor is not where this unit found it: the run was handled elsewhere, or the lane was reset."""
+
+    def __init__(self, group: str, origin: str, lane: int) -> None:
+        super().__init__(f"the cursor of {group} on {origin}, lane {lane}, has moved; this run is dropped")
+        self.group, self.origin, self.lane = group, origin, lane
+
+
+class DeliveryGone(Rejection):
+    """A delivery that this unit resolves was resolved by somebody else meanwhile."""
+
+    def __init__(self, handler: str, origin: str, position: int) -> None:
+        super().__init__(f"{handler}: message {position} of {origin} was resolved elsewhere")
+        self.handler, self.origin, self.position = handler, origin, position
+
+
+# --- stores -----------------------------------------------------------------------------------------------------------
+
+
+class StoreError(SkaldError):
+    """The database refused or failed; the driver's own error is the cause."""
+
+
+class StoreUnavailable(StoreError):
+    """The database cannot be reached now, or its disk failed or is full; nothing of this call is acknowledged."""
+
+
+class TransactionConflict(StoreError):
+    """Deadlock or serialisation failure: the transaction was rolled back and can be run again."""
+
+
+class TransactionTooLong(StoreError):
+    """A write transaction was open beyond its bound and has been rolled back; names the line that opened it."""
+
+
+class NestedCommit(StoreError):
+    """A commit from inside an open transaction of the same SQLite file would wait for itself."""
+
+
+class ForeignHandle(StoreError):
+    """This process holds the database file through another SQLite library, which loses committed data."""
+
+
+class UnsafeSettings(StoreError):
+    """The database does not keep what it acknowledges (fsync, synchronous_commit, full_page_writes …)."""
+
+
+class SchemaMismatch(StoreError):
+    """The database's tables are newer than this code, or older and not migrated: run ``skald migrate``."""
+
+
+# --- logs and delivery ------------------------------------------------------------------------------------------------
+
+
+class LogForked(SkaldError):
+    """The origin's history is not the one that was read before: it was restored, failed over or copied."""
+
+    def __init__(self, group: str, origin: str, lane: int, position: int, expected: str, found: str | None) -> None:
+        super().__init__(
+            f"the log of {origin} has forked: {group} (lane {lane}) has read message {expected} at position "
+            f"{position}, where there is now {found or 'nothing'}. See what was lost, then run: "
+            f"skald subscriptions reset --group {group} --origin {origin} --to POSITION|start|now"
+        )
+        self.group, self.origin, self.lane = group, origin, lane
+        self.position, self.expected, self.found = position, expected, found
+
+
+class BelowFloor(SkaldError):
+    """A reader asks for positions that retention has already deleted."""
+
+    def __init__(self, origin: str, position: int, floor: int) -> None:
+        super().__init__(
+            f"{origin} keeps its log from position {floor} on, and {position} was asked for: "
+            f"start at the floor (skald subscriptions reset --to {floor}) or rebuild from a backup"
+        )
+        self.origin, self.position, self.floor = origin, position, floor
+
+
+class Overloaded(SkaldError):
+    """Refused at the door: too much is waiting. Try again after ``retry_after`` seconds."""
+
+    def __init__(self, what: str, retry_after: float = 1.0) -> None:
+        super().__init__(f"{what} is full; try again in {retry_after:g} s")
+        self.retry_after = retry_after
+
+
+class Stopped(SkaldError):
+    """The runtime is stopping or was never started; nothing was written."""

@@ -1,0 +1,1 @@
+"""Messages between services: declaring handlers, publishing, consuming, retrying and parking."""

@@ -1,0 +1,346 @@
+"""Reads one origin's log for one service: in order by key, each effect once, in as many lanes as this process owns.
+
+The loop is the only place that changes a lane. Each turn: take and give lanes, settle deliveries, read the next
+stretch, run it, commit it with the cursors. Lanes that stand at the same place are read together (a *cohort*); one
+that lags is read up to where the next cohort stands and then joins it, so a lane that was reset does not make the
+others wait, and the log is not read once per lane.
+
+Reading is inclusive: the message at the cursor must still have the id that was handled. If not, the origin's history
+has forked, and the lanes stop by name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from skald.clock import Clock
+from skald.errors import BelowFloor, CursorMoved, LogForked, SkaldError, StoreError
+from skald.message import Record
+from skald.messaging import cursor
+from skald.messaging.batch import Straggler, Stretch
+from skald.messaging.connection import Submit
+from skald.messaging.invoke import Invoker
+from skald.messaging.outcome import WAITING, Item, LaneState, Taken, describe
+from skald.messaging.publisher import Publisher
+from skald.messaging.redelivery import Redelivery
+from skald.messaging.router import Subscription, lane_of
+from skald.store import Log, Store
+from skald.telemetry import LaneStopped, Recovering, emit
+from skald.unit import CursorMove, DeliveryState, Unit
+
+CAUTIOUS = 2
+"""From so many takeovers without progress on, a lane's messages are handled one by one, written down before."""
+
+
+class ConsumerSettings(msgspec.Struct, frozen=True):
+    """``run``: messages of one stretch at most; ``patience``: seconds after which a slow handler goes on alone."""
+
+    run: int = 500
+    concurrency: int = 100
+    patience: float = 0.25
+    poll: float = 5.0
+    checkpoint: float = 1.0
+    max_stragglers: int = 500
+
+
+class Counters(msgspec.Struct):
+    """Since the start of the process."""
+
+    handled: int = 0
+    ignored: int = 0
+    duplicates: int = 0
+
+
+class Consumer:
+    def __init__(
+        self,
+        subscription: Subscription,
+        *,
+        store: Store,
+        log: Log,
+        submit: Submit,
+        invoker: Invoker,
+        publisher: Publisher,
+        clock: Clock,
+        owner: str,
+        settings: ConsumerSettings,
+    ) -> None:
+        self._subscription, self._store, self._log, self._submit = subscription, store, log, submit
+        self._clock, self._owner, self._settings = clock, owner, settings
+        self._types = frozenset(subscription.handlers)
+        self.lanes: dict[int, LaneState] = {}
+        self.counters = Counters()
+        self._changes: list[tuple[LaneState | int, asyncio.Future[None]]] = []
+        self._wake = asyncio.Event()
+        self._stopping = False
+        self._turn = 0
+        self._checkpoint_at = 0.0
+        handlers = {h.name: h for found in subscription.handlers.values() for h in found}
+        self._redelivery = Redelivery(
+            store=store, submit=submit, invoker=invoker, publisher=publisher, clock=clock, group=subscription.group,
+            origin=subscription.origin, owner=owner, handlers=handlers, lanes=self.lanes, wake=self._wake.set,
+        )  # fmt: skip
+        self._stragglers: list[Straggler] = []
+        self._stretch = Stretch(
+            store=store, submit=submit, invoker=invoker, publisher=publisher, clock=clock,
+            origin=subscription.origin, concurrency=settings.concurrency, patience=settings.patience,
+            on_straggler=self._stragglers.append,
+        )  # fmt: skip
+
+    @property
+    def origin(self) -> str:
+        return self._subscription.origin
+
+    @property
+    def busy(self) -> int:
+        """Deliveries that are being worked on."""
+        return self._redelivery.active
+
+    # --- lanes --------------------------------------------------------------------------------------------------------
+
+    async def assign(self, lane: LaneState) -> None:
+        """Gives the consumer a lane that this process has claimed."""
+        await self._change(lane)
+
+    async def release(self, lane: int) -> None:
+        """Takes a lane away once what runs for it has ended."""
+        await self._change(lane)
+
+    async def _change(self, change: LaneState | int) -> None:
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._changes.append((change, future))
+        self._wake.set()
+        await future
+
+    async def _apply_changes(self) -> None:
+        while self._changes:
+            change, future = self._changes.pop(0)
+            try:
+                if isinstance(change, LaneState):
+                    await self._redelivery.load(change)
+                    self.lanes[change.lane] = change
+                elif change in self.lanes:
+                    await self._redelivery.drop(change)
+                    await cursor.release(self._store, [self.lanes.pop(change)])
+            except BaseException as error:
+                if not future.done():
+                    future.set_exception(error)
+                if not isinstance(error, SkaldError):
+                    raise
+            else:
+                if not future.done():
+                    future.set_result(None)
+
+    async def refresh(self, versions: dict[int, int]) -> None:
+        """Told the stored versions of the lanes: those that somebody changed are read again in the next turn."""
+        changed = [lane for number, lane in self.lanes.items() if versions.get(number, lane.version) != lane.version]
+        if changed:
+            for lane in changed:
+                lane.version = -1
+            self._wake.set()
+
+    async def _reload(self) -> None:
+        """Reads every lane again, after something went wrong or was changed from outside."""
+        for number, lane in list(self.lanes.items()):
+            fresh = await cursor.reload(self._store, lane)
+            if fresh is None:
+                await self._redelivery.drop(number)
+                self.lanes.pop(number, None)
+                continue
+            fresh.suspect_upto = lane.suspect_upto
+            await self._redelivery.load(fresh)
+            self.lanes[number] = fresh
+
+    # --- the loop -----------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Until ``stop``. Trouble with a database is survived with growing pauses; a lost fence is not."""
+        pause = 0.1
+        unlisten = self._log.listen(self._wake.set)
+        try:
+            while not self._stopping:
+                try:
+                    if not await self._step():
+                        await self._wait()
+                    pause = 0.1
+                except CursorMoved:
+                    await self._recover(self._reload, 0)
+                except (StoreError, OSError) as error:
+                    what = f"reading {self.origin}"
+                    emit(Recovering(self._subscription.group, what, describe(error), pause))
+                    self._wake.clear()
+                    await self._until_woken(pause)
+                    pause = min(pause * 2, 5.0)
+                    await self._recover(self._reload, pause)
+        finally:
+            unlisten()
+            await self._redelivery.drop()
+
+    async def _recover(self, reload: Callable[[], object], pause: float) -> None:
+        try:
+            await self._reload()
+        except (StoreError, OSError):
+            # The next turn meets the same trouble and waits longer; stale lanes are caught by compare-and-swap.
+            for lane in self.lanes.values():
+                lane.version = -1
+
+    async def stop(self) -> None:
+        self._stopping = True
+        self._wake.set()
+
+    async def _until_woken(self, seconds: float) -> None:
+        try:
+            await asyncio.wait_for(self._wake.wait(), seconds)
+        except TimeoutError:
+            return
+
+    async def _wait(self) -> None:
+        due = self._redelivery.next_due()
+        seconds = self._settings.poll
+        if due is not None:
+            seconds = min(seconds, max(0.0, (due - self._clock.now()) / 1e6))
+        if any(lane.scanned != lane.position for lane in self.lanes.values()):
+            seconds = min(seconds, self._settings.checkpoint)
+        # What has rung since this turn began has set the event, and is not waited for.
+        await self._until_woken(seconds)
+
+    async def _step(self) -> bool:
+        self._wake.clear()
+        await self._apply_changes()
+        if any(lane.version < 0 for lane in self.lanes.values()):
+            await self._reload()
+        progress = await self._redelivery.settle()
+        if self._redelivery.active < self._settings.max_stragglers:
+            for cohort, upto in self._cohorts():
+                progress = await self._advance(cohort, upto) or progress
+        await self._checkpoint()
+        return progress
+
+    def _cohorts(self) -> list[tuple[list[LaneState], int | None]]:
+        by_place: dict[tuple[int, str | None], list[LaneState]] = {}
+        for lane in self.lanes.values():
+            by_place.setdefault((lane.scanned, lane.scanned_id), []).append(lane)
+        places = sorted(by_place, key=lambda place: place[0])
+        # Up to where the next cohort stands; the last one reads on.
+        ends = [*(place[0] for place in places[1:]), None][: len(places)]
+        return [
+            (by_place[place], end if end != place[0] else None) for place, end in zip(places, ends, strict=True)
+        ]
+
+    async def _advance(self, cohort: list[LaneState], upto: int | None) -> bool:
+        first = cohort[0]
+        position, id = first.scanned, first.scanned_id
+        limit = self._settings.run + 1
+        records = await self._log.read(position, limit, types=self._types, upto=upto)
+        if id is not None:
+            if not records or records[0].position != position or records[0].id != id:
+                await self._stop_forked(cohort, records[0] if records else None)
+                return True
+            records = records[1:]
+        elif records and records[0].position == position:
+            records = records[1:]
+        if not records:
+            return False
+        await self._handle({lane.lane: lane for lane in cohort}, records)
+        return True
+
+    async def _stop_forked(self, cohort: Sequence[LaneState], found: Record | None) -> None:
+        floor = await self._log.floor()
+        for lane in cohort:
+            position, id = lane.scanned, lane.scanned_id or ""
+            error: SkaldError = BelowFloor(self.origin, position, floor)
+            if position >= floor:
+                there = found.id if found is not None and found.position == position else None
+                error = LogForked(lane.group, self.origin, lane.lane, position, id, there)
+            await cursor.stop(self._store, lane, str(error))
+            await self._redelivery.drop(lane.lane)
+            self.lanes.pop(lane.lane, None)
+            emit(LaneStopped(lane.group, self.origin, lane.lane, str(error)))
+
+    # --- a stretch ----------------------------------------------------------------------------------------------------
+
+    async def _handle(self, lanes: dict[int, LaneState], records: list[Record]) -> None:
+        last = records[-1]
+        for lane in lanes.values():
+            if lane.takeovers and lane.suspect_upto is None:
+                lane.suspect_upto = last.position
+        items = self._items(lanes, records)
+        cautious = {number for number, lane in lanes.items() if lane.takeovers >= CAUTIOUS}
+        if cautious:
+            await self._cautiously(lanes, [item for item in items if item.lane in cautious])
+            items = [item for item in items if item.lane not in cautious]
+        if items:
+            await self._stretch.run(lanes, items, last)
+            self._took(lanes, items)
+        for lane in lanes.values():
+            lane.scanned, lane.scanned_id = last.position, last.id
+
+    def _items(self, lanes: dict[int, LaneState], records: list[Record]) -> list[Item]:
+        handlers, topics, count = self._subscription.handlers, self._subscription.topics, self._subscription.lanes
+        now = self._clock.now()
+        items: list[Item] = []
+        for record in records:
+            found = handlers.get(record.type)
+            if found is None or record.topic not in topics:
+                self.counters.ignored += 1
+                continue
+            number = lane_of(record.slot, count)
+            lane = lanes.get(number)
+            if lane is None:
+                continue
+            for handler in found:
+                item = Item(record, handler, number)
+                if handler.queue is not None:
+                    item.outcome = Taken(DeliveryState.QUEUED, 0, now + record.delay)
+                elif lane.suspect_upto is not None and record.position <= lane.suspect_upto:
+                    item.unknown = True
+                items.append(item)
+        return items
+
+    def _took(self, lanes: dict[int, LaneState], items: list[Item]) -> None:
+        self.counters.handled += len(items)
+        for item in items:
+            if type(item.outcome) is Taken and item.outcome.state is not DeliveryState.QUEUED:
+                self._redelivery.took(lanes[item.lane], item)
+        for straggler in self._stragglers:
+            self._redelivery.follow(straggler)
+        self._stragglers.clear()
+
+    async def _cautiously(self, lanes: dict[int, LaneState], items: list[Item]) -> None:
+        """Each message is written down as being tried before it is tried, alone, so that a crash is counted to it."""
+        for item in items:
+            lane = lanes[item.lane]
+            key = (item.handler.name, item.record.key)
+            if item.outcome is None:
+                waits = key in lane.blocked
+                item.outcome = WAITING if waits else Taken(DeliveryState.RUNNING, 0, self._clock.now())
+                lane.blocked.add(key)
+            await self._stretch.run({item.lane: lane}, [item], item.record)
+            if item.outcome is not WAITING and item.outcome.state is DeliveryState.RUNNING:  # type: ignore[union-attr]
+                await self._redelivery.alone(lane, item)
+
+    async def _checkpoint(self) -> None:
+        """Now and then writes down how far lanes without messages have been read, in one unit each."""
+        now = asyncio.get_running_loop().time()
+        if now < self._checkpoint_at:
+            return
+        behind = [lane for lane in self.lanes.values() if lane.scanned != lane.position and lane.scanned_id]
+        if not behind:
+            return
+        self._checkpoint_at = now + self._settings.checkpoint
+        units = [Unit(fence=self._owner, cursor=_scanned(lane)) for lane in behind]
+        results = await asyncio.gather(*map(self._submit.submit, units), return_exceptions=True)
+        for lane, result in zip(behind, results, strict=True):
+            if isinstance(result, BaseException):
+                raise result
+            lane.position, lane.id, lane.takeovers = lane.scanned, lane.scanned_id, 0
+
+
+def _scanned(lane: LaneState) -> CursorMove:
+    return CursorMove(
+        lane.group, lane.origin, lane.lane, lane.owner, lane.position, lane.version, lane.scanned,
+        lane.scanned_id or "",
+    )  # fmt: skip

@@ -1,0 +1,124 @@
+"""The inbox: one row per (group, origin, lane). Claimed by a process, moved by its units, released or taken over.
+
+A lane's ``version`` rises whenever anyone but its own run changes it (a reset, a redrive, a discard), so the owner's
+next compare-and-swap fails and it reads the lane again. ``takeovers`` counts owners that died without any progress.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+from skald.messaging.outcome import LaneState
+from skald.sql import blocks
+from skald.store import Store, Transaction
+
+_SQL = blocks("skald.messaging", "cursors")
+
+
+class LaneRow(msgspec.Struct, frozen=True):
+    origin: str
+    lane: int
+    position: int
+    message_id: str | None
+    version: int
+    owner: str | None
+    takeovers: int
+    stopped: str | None
+
+
+async def lanes(store: Store, group: str) -> list[LaneRow]:
+    return [_row(row) for row in await store.fetch(_SQL["lanes"], group=group)]
+
+
+def _row(row: dict[str, object]) -> LaneRow:
+    id = row["message_id"]
+    return msgspec.convert({**row, "message_id": None if id is None else str(id)}, LaneRow)
+
+
+async def create(store: Store, group: str, origin: str, count: int, position: int, message_id: str | None) -> None:
+    """Makes the lanes of an origin that was never read, all at one position; existing ones stay."""
+    async with store.transaction() as tx:
+        for lane in range(count):
+            await tx.execute(
+                _SQL["create"], group=group, origin=origin, lane=lane, position=position, message_id=message_id
+            )
+
+
+async def claim(store: Store, group: str, wanted: Iterable[tuple[str, int]], owner: str) -> list[LaneState]:
+    """Claims those of the wanted lanes that nobody owns."""
+    claimed = []
+    async with store.transaction() as tx:
+        for origin, lane in wanted:
+            rows = await tx.fetch(_SQL["claim"], group=group, origin=origin, lane=lane, owner=owner)
+            claimed += [_state(row, group, origin, lane, owner) for row in rows]
+    return claimed
+
+
+async def reload(store: Store, lane: LaneState) -> LaneState | None:
+    """The lane as it now is, or ``None`` if this process does not own it any more."""
+    rows = await store.fetch(
+        _SQL["reload"], group=lane.group, origin=lane.origin, lane=lane.lane, owner=lane.owner
+    )
+    return _state(rows[0], lane.group, lane.origin, lane.lane, lane.owner) if rows else None
+
+
+def _state(row: dict[str, object], group: str, origin: str, lane: int, owner: str) -> LaneState:
+    position, id = row["position"], row["message_id"]
+    assert isinstance(position, int)
+    version, takeovers = row["version"], row["takeovers"]
+    assert isinstance(version, int) and isinstance(takeovers, int)
+    text = None if id is None else str(id)
+    return LaneState(
+        group=group,
+        origin=origin,
+        lane=lane,
+        owner=owner,
+        position=position,
+        id=text,
+        version=version,
+        takeovers=takeovers,
+        scanned=position,
+        scanned_id=text,
+    )
+
+
+async def release(store: Store, lanes: Iterable[LaneState]) -> None:
+    async with store.transaction() as tx:
+        for lane in lanes:
+            await tx.execute(_SQL["release"], group=lane.group, origin=lane.origin, lane=lane.lane, owner=lane.owner)
+
+
+async def stop(store: Store, lane: LaneState, reason: str) -> None:
+    """Stops a lane by name; ``skald subscriptions reset`` starts it again."""
+    async with store.transaction() as tx:
+        await tx.execute(
+            _SQL["stop"], group=lane.group, origin=lane.origin, lane=lane.lane, owner=lane.owner, reason=reason
+        )
+
+
+async def fence(store: Store, process: str) -> None:
+    async with store.transaction() as tx:
+        await tx.execute(_SQL["fence"], process=process)
+
+
+async def take_over(store: Store, process: str) -> int:
+    """Ends a dead process's right to write, then frees its work. Deleting the fence waits for what is in flight."""
+    return await _free(store, process, "orphan_lanes", "orphan_deliveries")
+
+
+async def hand_over(store: Store, process: str) -> int:
+    """The same for a process that stops in order: nothing counts as an attempt."""
+    return await _free(store, process, "hand_over_lanes", "hand_over_deliveries")
+
+
+async def _free(store: Store, process: str, lanes_sql: str, deliveries_sql: str) -> int:
+    async with store.transaction() as tx:
+        return await _free_in(tx, process, lanes_sql, deliveries_sql)
+
+
+async def _free_in(tx: Transaction, process: str, lanes_sql: str, deliveries_sql: str) -> int:
+    await tx.execute(_SQL["unfence"], process=process)
+    freed = await tx.execute(_SQL[lanes_sql], process=process)
+    return freed + await tx.execute(_SQL[deliveries_sql], process=process)

@@ -1,0 +1,48 @@
+-- Portable SQL on the cursors: one row per (group, origin, lane).
+
+-- name: create
+INSERT INTO skald_cursors (group_name, origin, lane, position, message_id)
+VALUES (:group, :origin, :lane, :position, :message_id)
+ON CONFLICT (group_name, origin, lane) DO NOTHING
+
+-- name: lanes
+SELECT origin, lane, position, message_id, version, owner, takeovers, stopped
+FROM skald_cursors
+WHERE group_name = :group
+ORDER BY origin, lane
+
+-- name: claim
+UPDATE skald_cursors SET owner = :owner
+WHERE group_name = :group AND origin = :origin AND lane = :lane AND owner IS NULL AND stopped IS NULL
+RETURNING position, message_id, version, takeovers
+
+-- name: reload
+SELECT position, message_id, version, takeovers
+FROM skald_cursors
+WHERE group_name = :group AND origin = :origin AND lane = :lane AND owner = :owner AND stopped IS NULL
+
+-- name: release
+UPDATE skald_cursors SET owner = NULL
+WHERE group_name = :group AND origin = :origin AND lane = :lane AND owner = :owner
+
+-- name: stop
+UPDATE skald_cursors SET stopped = :reason, owner = NULL, version = version + 1
+WHERE group_name = :group AND origin = :origin AND lane = :lane AND owner = :owner
+
+-- name: fence
+INSERT INTO skald_fences (process) VALUES (:process)
+
+-- name: unfence
+DELETE FROM skald_fences WHERE process = :process
+
+-- name: orphan_lanes
+UPDATE skald_cursors SET owner = NULL, takeovers = takeovers + 1 WHERE owner = :process
+
+-- name: hand_over_lanes
+UPDATE skald_cursors SET owner = NULL WHERE owner = :process
+
+-- name: orphan_deliveries
+UPDATE skald_deliveries SET owner = NULL, attempts = attempts + 1 WHERE owner = :process
+
+-- name: hand_over_deliveries
+UPDATE skald_deliveries SET owner = NULL WHERE owner = :process

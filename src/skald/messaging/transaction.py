@@ -1,0 +1,82 @@
+"""The transaction that a handler or an endpoint holds: its own rows and its messages commit together."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+from skald import store as contract
+from skald.message import Message
+from skald.messaging.definition import TransactionMarker
+from skald.messaging.publisher import Publisher
+from skald.unit import Committed, Tag, Unit
+
+
+class Transaction(TransactionMarker):
+    """One small portable surface: ``:name`` parameters and a common subset of types, alike on every store.
+
+    Values: text, int, float, bytes, bool, ``None``, JSON as dict or list, times as ISO text. ``connection`` is the
+    driver's own, for everything else. Messages are written last, when the transaction ends, because the locks they
+    take are held until then.
+    """
+
+    def __init__(self, inner: contract.Transaction, publisher: Publisher) -> None:
+        self._inner, self._publisher = inner, publisher
+        self._units: list[Unit] = []
+
+    @property
+    def connection(self) -> Any:
+        return self._inner.connection
+
+    async def execute(self, sql: str, /, **values: Any) -> int:
+        """Runs one statement; the number of rows it changed."""
+        return await self._inner.execute(sql, **values)
+
+    async def fetch(self, sql: str, /, **values: Any) -> list[contract.Row]:
+        """All rows, as dicts."""
+        return await self._inner.fetch(sql, **values)
+
+    async def fetch_one(self, sql: str, /, **values: Any) -> contract.Row | None:
+        """The first row, or ``None``."""
+        rows = await self._inner.fetch(sql, **values)
+        return rows[0] if rows else None
+
+    async def now(self) -> int:
+        """The database's clock, microseconds since 1970."""
+        return await self._inner.now()
+
+    def savepoint(self) -> AbstractAsyncContextManager[None]:
+        """Undoes what the block did if it raises, and only that (messages published in it are kept)."""
+        return self._inner.savepoint()
+
+    def publish(
+        self, *messages: Message, key: str | None = None, priority: int = 0, delay: float = 0
+    ) -> None:
+        """Publishes when the transaction commits, or not at all. A bad message raises here, at its line."""
+        self._units.append(self._publisher.unit(messages, key=key, priority=priority, delay=delay))
+
+    async def append(
+        self, stream: str, events: Iterable[Message], *, expected: int | None = None, tags: Iterable[Tag] = ()
+    ) -> int:
+        """Appends events to a stream and returns its new version; a ``Conflict`` leaves the transaction usable."""
+        committed = await self._inner.apply(self._publisher.append(stream, events, expected, tags))
+        return committed.versions[0]
+
+    async def apply(self, unit: Unit) -> Committed:
+        return await self._inner.apply(unit)
+
+    def collected(self) -> tuple[Unit, ...]:
+        """What ``publish`` has gathered and nobody has applied yet; for whoever ends the transaction."""
+        units, self._units = tuple(self._units), []
+        return units
+
+
+@asynccontextmanager
+async def user_transaction(store: contract.Store, publisher: Publisher) -> AsyncIterator[Transaction]:
+    """A transaction for ordinary code: what it published is applied at the end of the block."""
+    async with store.transaction() as inner:
+        transaction = Transaction(inner, publisher)
+        yield transaction
+        for unit in transaction.collected():
+            await inner.apply(unit)

@@ -1,0 +1,1 @@
+"""What runs in a process: one role per file, supervised and stopped in order by ``service.py``."""

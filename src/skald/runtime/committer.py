@@ -1,0 +1,128 @@
+"""Group commit: what gathers while one commit is in flight shares the next one.
+
+There is no timer: the first unit that arrives at an idle committer starts a commit at once, and everything submitted
+while it runs goes into the following group, so groups grow with load and latency falls back with it. A group holds at
+most one unit per key; later ones for the same key wait for the next group, which alone prevents two units of one
+statement from being decided on each other's absence. A unit whose key is held by somebody's open transaction leaves
+the group and is tried again beside it, so that nobody else waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+from skald.errors import Busy, Overloaded, Rejection, Stopped
+from skald.store import Store
+from skald.unit import Committed, Unit
+
+_Pending = tuple[Unit, "asyncio.Future[Committed]"]
+
+
+class Committer:
+    """``max_group`` bounds a group (units), ``max_pending`` what may wait before callers are refused (units)."""
+
+    def __init__(self, store: Store, *, max_group: int = 200, max_pending: int = 20_000, patience: float = 30.0) -> None:
+        self._store, self._max_group, self._max_pending, self._patience = store, max_group, max_pending, patience
+        self._pending: deque[_Pending] = deque()
+        self._patient: set[asyncio.Task[None]] = set()
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._stopping = False
+
+    def start(self) -> None:
+        if self._task is None:
+            self._task = asyncio.create_task(self._run(), name=f"skald:{self._store.service}:committer")
+
+    async def stop(self) -> None:
+        """Commits what is pending, then stops. Legal before ``start`` and twice."""
+        self._stopping = True
+        self._wake.set()
+        if self._task is not None:
+            await self._task
+            self._task = None
+        if self._patient:
+            await asyncio.wait(self._patient)
+
+    async def submit(self, unit: Unit) -> Committed:
+        """Waits until the unit is durable; raises its ``Rejection``, or ``Overloaded`` when too much is pending."""
+        if self._stopping or self._task is None:
+            raise Stopped(f"the committer of {self._store.service} is not running; nothing was written")
+        if len(self._pending) >= self._max_pending:
+            raise Overloaded(f"the commit queue of {self._store.service}")
+        self._store.ensure_free()
+        future: asyncio.Future[Committed] = asyncio.get_running_loop().create_future()
+        self._pending.append((unit, future))
+        self._wake.set()
+        return await future
+
+    async def _run(self) -> None:
+        while True:
+            while self._pending:
+                await self._commit(self._take())
+            if self._stopping:
+                return
+            self._wake.clear()
+            await self._wake.wait()
+
+    def _take(self) -> list[_Pending]:
+        group: list[_Pending] = []
+        keys: set[str] = set()
+        held_back: list[_Pending] = []
+        while self._pending and len(group) < self._max_group:
+            item = self._pending.popleft()
+            if item[1].cancelled():
+                continue
+            wanted = item[0].keys()
+            if wanted and not keys.isdisjoint(wanted):
+                held_back.append(item)
+                if len(held_back) >= self._max_group:
+                    break
+            else:
+                group.append(item)
+            # Also those of a unit held back: nothing may overtake it on any of its keys.
+            keys.update(wanted)
+        self._pending.extendleft(reversed(held_back))
+        return group
+
+    async def _commit(self, group: list[_Pending]) -> None:
+        if not group:
+            return
+        try:
+            outcomes = await self._store.commit([unit for unit, _ in group])
+        except Exception as error:
+            for _, future in group:
+                if not future.done():
+                    future.set_exception(error)
+            return
+        for (unit, future), outcome in zip(group, outcomes, strict=True):
+            if isinstance(outcome, Busy):
+                task = asyncio.create_task(self._retry(unit, future))
+                self._patient.add(task)
+                task.add_done_callback(self._patient.discard)
+            else:
+                _settle(future, outcome)
+
+    async def _retry(self, unit: Unit, future: asyncio.Future[Committed]) -> None:
+        """Tries a busy unit on its own, with growing pauses, until its patience ends and the caller gets ``Busy``."""
+        loop = asyncio.get_running_loop()
+        end, pause = loop.time() + self._patience, 0.01
+        while not future.done():
+            try:
+                outcome: Committed | Rejection | Exception = (await self._store.commit([unit], patient=True))[0]
+            except Exception as error:
+                outcome = error
+            if not isinstance(outcome, Busy) or loop.time() + pause > end or self._stopping:
+                _settle(future, outcome)
+                return
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, 1.0)
+
+
+def _settle(future: asyncio.Future[Committed], outcome: Committed | Exception) -> None:
+    if future.done():
+        return
+    if isinstance(outcome, Committed):
+        future.set_result(outcome)
+    else:
+        future.set_exception(outcome)

@@ -1,0 +1,121 @@
+"""The readable part of one log, and the low-water mark that decides what is readable.
+
+Positions are drawn before their transaction commits, so a row may appear below one that is visible already. Every
+appender therefore announces, before it draws, the last position drawn so far, as a shared advisory lock that goes with
+its transaction. A reader takes ① the last position drawn, ② the lowest announcement, ③ rows up to the lower of the
+two with a snapshot newer than both. Who announces after ② draws above ①; who is gone at ② is visible at ③.
+Ordering by transaction id was rejected: it breaks the order within a stream, and any writer stalls it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+from skald.errors import SchemaMismatch, StoreUnavailable
+from skald.message import Record
+from skald.stores.postgres.failures import boundary
+from skald.stores.postgres.shared import Shared, release, shared
+from skald.stores.postgres.statements import statements
+
+_LAST = (1 << 63) - 1
+
+
+class PostgresLog:
+    """One schema's log. Logs of one address share the process's reading connection and its listening one."""
+
+    def __init__(self, url: str, schema: str) -> None:
+        self._url, self._schema = url, schema
+        self._sql = statements("log", schema)
+        self._shared: Shared | None = None
+        self._mark = 0
+        self._channel = f"skald_{schema}"[:63]
+
+    async def open(self) -> None:
+        if self._shared is not None:
+            return
+        self._shared = shared(self._url)
+        try:
+            await self._fetch("floor")
+        except SchemaMismatch as error:
+            await self.close()
+            # Not a mismatch: an origin that starts for the first time makes its log a moment later.
+            raise StoreUnavailable(f"schema {self._schema} has no log yet: run skald migrate") from error
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        if self._shared is not None:
+            one, self._shared = self._shared, None
+            await release(one)
+
+    async def read(
+        self, position: int, limit: int, *, types: Collection[str] | None = None, upto: int | None = None
+    ) -> list[Record]:
+        # What was below the mark once stays readable: while catching up, one mark serves many reads.
+        if self._mark < position + limit and (upto is None or self._mark < upto):
+            await self._raise_mark()
+        last = self._mark if upto is None else min(self._mark, upto)
+        if last < position:
+            return []
+        if types is None:
+            return _records(await self._fetch("read", position, last, limit))
+        return _records(await self._fetch("read_types", position, last, limit, list(types)))
+
+    async def read_stream(
+        self, stream: str, *, after: int = 0, limit: int = 1_000, backwards: bool = False
+    ) -> list[Record]:
+        # No mark: appends to one stream follow each other under its head's lock, so none can appear in between.
+        if backwards:
+            return _records(await self._fetch("read_stream_backwards", stream, after or _LAST, limit))
+        return _records(await self._fetch("read_stream", stream, after, limit))
+
+    async def versions(self, keys: Collection[str]) -> dict[str, int]:
+        found = {row[0]: row[1] for row in await self._fetch("versions", list(keys))}
+        return {key: found.get(key, 0) for key in keys}
+
+    async def find(self, id: str) -> Record | None:
+        try:
+            found = _records(await self._fetch("find", id))
+        except ValueError:
+            return None
+        return found[0] if found else None
+
+    async def end(self) -> tuple[int, str | None]:
+        await self._raise_mark()
+        rows = await self._fetch("end", self._mark)
+        return (rows[0][0], rows[0][1]) if rows else (0, None)
+
+    async def position_at(self, time: int) -> int:
+        await self._raise_mark()
+        rows = await self._fetch("position_at", time, self._mark)
+        return rows[0][0] if rows else (await self.end())[0]
+
+    async def floor(self) -> int:
+        return int((await self._fetch("floor"))[0][0])
+
+    def listen(self, heard: Callable[[], None]) -> Callable[[], None]:
+        return self._opened().doorbell.listen(self._channel, heard)
+
+    def ring(self) -> None:
+        if self._shared is not None:
+            self._shared.doorbell.ring(self._channel)
+
+    async def _raise_mark(self) -> None:
+        drawn, announced = (await self._fetch("mark"))[0]
+        # Two reads may overtake each other; the mark never falls.
+        self._mark = max(self._mark, drawn if announced is None else min(drawn, announced))
+
+    async def _fetch(self, name: str, *values: Any) -> list[Any]:
+        with boundary():
+            return await self._opened().reader.fetch(self._sql[name], *values)
+
+    def _opened(self) -> Shared:
+        if self._shared is None:
+            raise StoreUnavailable(f"the log of {self._schema} is not open")
+        return self._shared
+
+
+def _records(rows: list[Any]) -> list[Record]:
+    return [Record(*row) for row in rows]

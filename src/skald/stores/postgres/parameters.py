@@ -1,0 +1,52 @@
+"""Rewrites ``:name`` parameters to ``$1, $2 …`` outside of strings, names, comments, casts and dollar quotes."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+from skald.errors import StoreError
+
+_TOKEN = re.compile(
+    r"""
+      [eE]'(?:[^'\\]|\\.|'')*'          # E'…' with backslashes
+    | '(?:[^']|'')*'
+    | "(?:[^"]|"")*"
+    | --[^\n]*
+    | /\*.*?\*/
+    | \$(?P<tag>\w*)\$.*?\$(?P=tag)\$
+    | ::
+    | :(?P<name>[A-Za-z_]\w*)
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+
+
+@lru_cache(maxsize=2_000)
+def positional(sql: str) -> tuple[str, tuple[str, ...]]:
+    """The statement with numbered parameters, and the name of each number."""
+    names: dict[str, int] = {}
+
+    def replace(found: re.Match[str]) -> str:
+        name = found["name"]
+        if name is None:
+            return found[0]
+        return f"${names.setdefault(name, len(names) + 1)}"
+
+    return _TOKEN.sub(replace, sql), tuple(names)
+
+
+def bound(sql: str, values: Mapping[str, Any]) -> tuple[str, list[Any]]:
+    """Statement and arguments for the driver; dict and list become JSON text."""
+    text, names = positional(sql)
+    try:
+        arguments = [values[name] for name in names]
+    except KeyError as error:
+        raise StoreError(f"the statement names :{error.args[0]}, but no such value was given") from error
+    if len(values) > len(names):
+        unused = ", ".join(sorted(set(values) - set(names)))
+        raise StoreError(f"the statement does not name these values: {unused}")
+    return text, [json.dumps(v) if isinstance(v, dict | list) else v for v in arguments]

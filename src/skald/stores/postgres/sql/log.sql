@@ -1,0 +1,87 @@
+-- name: mark
+-- ① the last position drawn, ② then the lowest announcement: correlated, so that it cannot be read before ①. The rows
+-- below the lower one are read by a later statement, whose snapshot is newer than both.
+SELECT s.last_value, (
+    SELECT min(((l.classid::bigint & 65535) << 32) | l.objid::bigint)
+    FROM pg_locks l
+    WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.classid::bigint >> 16 = {schema}.skald_tag()
+    AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) AND s.last_value >= 0
+)
+FROM (SELECT last_value FROM {schema}.skald_position OFFSET 0) s
+
+-- name: read
+SELECT position, id::text, aggregatetype, aggregateid, slot, type, version, time, correlation_id, causation_id,
+       traceparent, payload, stream, stream_version, priority, delay
+FROM (
+    SELECT position, id, aggregatetype, aggregateid, slot, type, version, time, correlation_id, causation_id,
+           traceparent, payload, stream, stream_version, 0 AS priority, 0::bigint AS delay
+    FROM {schema}.skald_events WHERE position >= $1 AND position <= $2
+    UNION ALL
+    SELECT position, id, aggregatetype, aggregateid, slot, type, version, time, correlation_id, causation_id,
+           traceparent, payload, NULL, NULL, priority, delay
+    FROM {schema}.skald_messages WHERE position >= $1 AND position <= $2
+) log
+ORDER BY position LIMIT $3
+
+-- name: read_types
+SELECT position, id::text, aggregatetype, aggregateid, slot, type, version, time, correlation_id, causation_id,
+       traceparent, CASE WHEN type = ANY ($4::text[]) THEN payload END, stream, stream_version, priority, delay
+FROM (
+    SELECT position, id, aggregatetype, aggregateid, slot, type, version, time, correlation_id, causation_id,
+           traceparent, payload, stream, stream_version, 0 AS priority, 0::bigint AS delay
+    FROM {schema}.skald_events WHERE position >= $1 AND position <= $2
+    UNION ALL
+    SELECT position, id, aggregatetype, aggregateid, slot, type, version, time, correlation_id, causation_id,
+           traceparent, payload, NULL, NULL, priority, delay
+    FROM {schema}.skald_messages WHERE position >= $1 AND position <= $2
+) log
+ORDER BY position LIMIT $3
+
+-- name: read_stream
+SELECT position, id::text, aggregatetype, aggregateid, slot, type, version, time, correlation_id, causation_id,
+       traceparent, payload, stream, stream_version, 0, 0
+FROM {schema}.skald_events
+WHERE stream = $1 AND stream_version > $2
+ORDER BY stream_version LIMIT $3
+
+-- name: read_stream_backwards
+SELECT position, id::text, aggregatetype, aggregateid, slot, type, version, time, correlation_id, causation_id,
+       traceparent, payload, stream, stream_version, 0, 0
+FROM {schema}.skald_events
+WHERE stream = $1 AND stream_version < $2
+ORDER BY stream_version DESC LIMIT $3
+
+-- name: versions
+SELECT key, version FROM {schema}.skald_heads WHERE key = ANY ($1::text[])
+
+-- name: find
+SELECT position, id::text, aggregatetype, aggregateid, slot, type, version, time, correlation_id, causation_id,
+       traceparent, payload, stream, stream_version, 0, 0
+FROM {schema}.skald_events WHERE id = $1::text::uuid
+UNION ALL
+SELECT position, id::text, aggregatetype, aggregateid, slot, type, version, time, correlation_id, causation_id,
+       traceparent, payload, NULL, NULL, priority, delay
+FROM {schema}.skald_messages WHERE id = $1::text::uuid
+LIMIT 1
+
+-- name: end
+SELECT position, id::text
+FROM (
+    SELECT position, id FROM {schema}.skald_events WHERE position <= $1
+    UNION ALL
+    SELECT position, id FROM {schema}.skald_messages WHERE position <= $1
+) log
+ORDER BY position DESC LIMIT 1
+
+-- name: position_at
+SELECT position - 1
+FROM (
+    SELECT position, time FROM {schema}.skald_events WHERE position <= $2
+    UNION ALL
+    SELECT position, time FROM {schema}.skald_messages WHERE position <= $2
+) log
+WHERE time >= $1
+ORDER BY position LIMIT 1
+
+-- name: floor
+SELECT value::bigint FROM {schema}.skald_meta WHERE key = 'floor'

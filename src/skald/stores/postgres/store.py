@@ -1,0 +1,117 @@
+"""One service's store in one schema of PostgreSQL.
+
+Connections of a process: one commits groups, one reads logs and one listens and notifies (both shared by all logs of
+the same address), up to four, opened when needed, run transactions of user code, and the heartbeat has its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from skald.errors import ConfigurationError, Rejection
+from skald.store import Log, Membership, StoreFeatures
+from skald.stores.postgres.committer import Committer
+from skald.stores.postgres.connecting import check_url
+from skald.stores.postgres.failures import boundary
+from skald.stores.postgres.log import PostgresLog
+from skald.stores.postgres.members import PostgresMembership
+from skald.stores.postgres.migrate import Migrator
+from skald.stores.postgres.patience import WaitingRoom
+from skald.stores.postgres.transaction import Pool, PostgresTransaction, Row, fetch
+from skald.unit import Committed, Unit
+
+FEATURES = StoreFeatures(
+    exclusive_transactions=False, for_update="FOR UPDATE SKIP LOCKED", external_sessions=True
+)
+
+
+class PostgresStore:
+    features = FEATURES
+
+    def __init__(self, url: str, service: str, *, schema: str | None = None, lease: float = 5.0) -> None:
+        check_url(url)
+        self.service = service
+        self._url, self._schema, self._lease = url, schema or service, lease
+        if len(self._schema.encode()) > 57:
+            raise ConfigurationError(f"the schema's name {self._schema!r} is longer than 57 bytes")
+        self._log = PostgresLog(url, self._schema)
+        self.log: Log = self._log
+        self._committer = Committer(url, self._schema, service, lease)
+        self._waiting = WaitingRoom(self._commit, lease)
+        self._pool = Pool(url, service, self._schema, lease)
+        self._migrator = Migrator(url, self._schema, service)
+
+    async def open(self) -> None:
+        try:
+            await self._committer.open()
+            await self._log.open()
+            self._pool.open()
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        await self._waiting.close()
+        await self._pool.close()
+        await self._log.close()
+        await self._committer.close()
+
+    async def commit(self, units: Sequence[Unit], *, patient: bool = False) -> list[Committed | Rejection]:
+        if not units:
+            return []
+        return await (self._waiting.commit(units) if patient else self._commit(units))
+
+    async def _commit(self, units: Sequence[Unit]) -> list[Committed | Rejection]:
+        with boundary():
+            outcomes = await self._committer.commit(units)
+        if any(isinstance(outcome, Committed) and outcome.positions for outcome in outcomes):
+            self.ring()
+        return outcomes
+
+    def ensure_free(self) -> None:
+        """Nothing here waits for itself: what an open transaction holds is ``Busy`` to everybody else."""
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[PostgresTransaction]:
+        async with self._pool.connection(reset=True) as connection:
+            mine = PostgresTransaction(connection, self._schema)
+            with boundary():
+                outer = connection.transaction(isolation="read_committed")
+                await outer.start()
+            try:
+                yield mine
+            except BaseException:
+                mine.is_open = False
+                await _roll_back(outer, connection)
+                raise
+            mine.is_open = False
+            with boundary():
+                await outer.commit()
+        if mine.appended:
+            self.ring()
+
+    async def fetch(self, sql: str, /, **values: Any) -> list[Row]:
+        return await fetch(self._pool, sql, values)
+
+    def ring(self) -> None:
+        self._log.ring()
+
+    def membership(self) -> Membership:
+        return PostgresMembership(self._url, self.service, self._schema, self._lease)
+
+    async def migrate(self, directory: Path | None = None) -> list[str]:
+        return await self._migrator.migrate(directory)
+
+    async def pending_migrations(self, directory: Path | None = None) -> list[tuple[str, str]]:
+        return [(m.name, m.text) for m in await self._migrator.pending(directory)]
+
+
+async def _roll_back(outer: Any, connection: Any) -> None:
+    """Never hides the error that made it necessary: a connection that cannot roll back is dropped."""
+    try:
+        await outer.rollback()
+    except BaseException:  # noqa: BLE001
+        connection.terminate()

@@ -1,0 +1,83 @@
+"""Opening the file, with the settings under which an acknowledged commit is durable.
+
+WAL with ``synchronous=FULL``: every commit is an fsync of the WAL before it is acknowledged. No memory map,
+because an I/O error in one is a signal and not an error. SQLite before 3.51.3 is refused: a race of its WAL
+reset corrupts files.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import apsw
+
+from skald.errors import UnsafeSettings
+
+OLDEST = (3, 51, 3)
+READER_PATIENCE = 1_000
+"""Milliseconds: a reader waits only while another process recovers the WAL, or opens or closes the file."""
+
+
+def require_sqlite(version: str = apsw.sqlite_lib_version()) -> None:
+    """Refuses a SQLite that can corrupt a file in WAL mode."""
+    if tuple(int(part) for part in version.split(".")[:3]) < OLDEST:
+        raise UnsafeSettings(
+            f"apsw brings SQLite {version}, which can corrupt a database in WAL mode; "
+            f"{'.'.join(map(str, OLDEST))} or newer is needed: pip install -U apsw"
+        )
+
+
+def connect_writer(path: Path, *, create: bool = False, patience: float = 5.0) -> apsw.Connection:
+    """A connection that may write; ``patience`` (seconds) bounds the wait for the switch to WAL."""
+    require_sqlite()
+    flags = apsw.SQLITE_OPEN_READWRITE | (apsw.SQLITE_OPEN_CREATE if create else 0)
+    connection = apsw.Connection(str(path), flags=flags)
+    try:
+        connection.set_busy_timeout(round(patience * 1000))
+        _use_wal(connection, path, patience)
+        _settle(connection)
+        connection.execute("PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON")
+        if sys.platform == "darwin":
+            # There fsync leaves the data in the drive's cache; F_FULLFSYNC does not.
+            connection.execute("PRAGMA fullfsync = ON; PRAGMA checkpoint_fullfsync = ON")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def connect_reader(path: Path) -> apsw.Connection:
+    """A connection that can only read; the file must exist."""
+    require_sqlite()
+    connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+    try:
+        connection.set_busy_timeout(READER_PATIENCE)
+        _settle(connection)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _settle(connection: apsw.Connection) -> None:
+    connection.execute("PRAGMA mmap_size = 0; PRAGMA cache_size = -16000; PRAGMA trusted_schema = OFF")
+
+
+def _use_wal(connection: apsw.Connection, path: Path, patience: float) -> None:
+    # The switch needs the file alone and does not use the busy handler for it, so it is repeated here.
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            mode = connection.execute("PRAGMA journal_mode = WAL").get
+        except apsw.BusyError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.005)
+            continue
+        if mode != "wal":
+            raise UnsafeSettings(
+                f"{path}: SQLite cannot use a WAL here (mode {mode}): use a local file system"
+            )
+        return

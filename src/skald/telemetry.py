@@ -1,0 +1,112 @@
+"""What happened, as types: emitted at the seam, never inside adapters, and written as one structured line each.
+
+Nothing is emitted per handled message. A process may add its own listeners; one that raises is dropped with a line.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import msgspec
+
+log = logging.getLogger("skald")
+
+
+class Occurrence(msgspec.Struct, frozen=True, tag=True):
+    """Something worth a line."""
+
+
+class Retried(Occurrence, frozen=True):
+    service: str
+    handler: str
+    origin: str
+    position: int
+    id: str
+    correlation_id: str
+    attempts: int
+    delay: float
+    error: str
+
+
+class Parked(Occurrence, frozen=True):
+    service: str
+    handler: str
+    origin: str
+    position: int
+    id: str
+    correlation_id: str
+    attempts: int
+    error: str
+
+
+class LaneStopped(Occurrence, frozen=True):
+    service: str
+    origin: str
+    lane: int
+    error: str
+
+
+class LanesTaken(Occurrence, frozen=True):
+    service: str
+    process: str
+    from_process: str
+    reason: str
+
+
+class Refused(Occurrence, frozen=True):
+    service: str
+    what: str
+    error: str
+
+
+class LoopStalled(Occurrence, frozen=True):
+    """The event loop does not turn; ``stack`` shows where it stands."""
+
+    service: str
+    seconds: float
+    stack: str
+
+
+class HandlerIgnoresCancellation(Occurrence, frozen=True):
+    service: str
+    handler: str
+    id: str
+    seconds: float
+
+
+class MemoryGrows(Occurrence, frozen=True):
+    service: str
+    resident_mb: float
+    largest: str
+
+
+class Recovering(Occurrence, frozen=True):
+    """Something outside failed (the database, mostly) and is tried again."""
+
+    service: str
+    what: str
+    error: str
+    again_in: float
+
+
+_listeners: list[Callable[[Occurrence], None]] = []
+_WARN = (Retried, LanesTaken, Recovering)
+
+
+def listen(listener: Callable[[Occurrence], None]) -> Callable[[], None]:
+    """Calls ``listener`` with every occurrence of this process; returns what stops it."""
+    _listeners.append(listener)
+    return lambda: _listeners.remove(listener) if listener in _listeners else None
+
+
+def emit(occurrence: Occurrence) -> None:
+    level = logging.WARNING if isinstance(occurrence, _WARN) else logging.ERROR
+    if log.isEnabledFor(level):
+        log.log(level, "%s", msgspec.json.encode(occurrence).decode(errors="replace"))
+    for listener in tuple(_listeners):
+        try:
+            listener(occurrence)
+        except Exception:
+            _listeners.remove(listener)
+            log.exception("a telemetry listener raised and was dropped")

@@ -1,0 +1,123 @@
+"""PURE. A unit of work: guards and writes, as data. One unit is atomic and fails alone.
+
+Everything the runtime does is: read an input, decide (pure code), and commit the decision. The decision is a
+``Unit``; many units of many callers share one database transaction (``Store.commit``), and the same unit can be
+applied inside a transaction that the user's code holds (``Transaction.apply``).
+
+Guards: the expected versions of streams and tags, the fence of the process that writes, the place of a lane's
+cursor, the presence of the deliveries that it resolves. If any guard fails nothing of the unit is written and its
+outcome is the ``Rejection`` that says which.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+from skald.message import Record
+
+NEW = 0
+"""Expected version of a stream that must not exist yet."""
+
+
+class Append(msgspec.Struct, frozen=True):
+    """Events for one stream. ``expected`` is the version before them, ``NEW`` for none, ``None`` for any."""
+
+    stream: str
+    records: tuple[Record, ...]
+    expected: int | None = None
+
+
+class Tag(msgspec.Struct, frozen=True):
+    """One tag of a dynamic consistency boundary: compared if ``expected`` is given, raised by one if ``bump``.
+
+    Reading under a tag returns its version with the events; an append that was decided on them names every tag it
+    read with that version, and bumps every tag it writes.
+    """
+
+    tag: str
+    expected: int | None = None
+    bump: bool = False
+
+
+class CursorMove(msgspec.Struct, frozen=True):
+    """Moves a lane's cursor by compare-and-swap: the move happens only from exactly ``position`` and ``version``.
+
+    ``to_id`` is the id of the message at ``to_position``; the next reader compares it, and so sees a fork.
+    """
+
+    group: str
+    origin: str
+    lane: int
+    owner: str
+    position: int
+    version: int
+    to_position: int
+    to_id: str
+
+
+class DeliveryState(StrEnum):
+    DELAYED = "delayed"  # tried and failed, due again at a time; blocks its key
+    WAITING = "waiting"  # behind a delayed, running or parked one with the same key
+    RUNNING = "running"  # slower than its batch; its result is committed on its own; blocks its key
+    PARKED = "parked"  # waits for a person; blocks its key
+    QUEUED = "queued"  # work of a queue: competing workers, no order by key
+
+
+class Delivery(msgspec.Struct, frozen=True):
+    """A message that one handler has taken responsibility for without having finished it, copied in whole."""
+
+    group: str
+    handler: str
+    origin: str
+    lane: int
+    state: DeliveryState
+    record: Record
+    attempts: int = 0
+    due: int = 0
+    error: str | None = None
+    owner: str | None = None
+
+
+class Resolve(msgspec.Struct, frozen=True):
+    """Deletes a delivery; if it is gone (or, with ``owner``, somebody else's) the unit is rejected."""
+
+    group: str
+    handler: str
+    origin: str
+    position: int
+    owner: str | None = None
+
+
+class Unit(msgspec.Struct, frozen=True, kw_only=True):
+    """The writes: ``events`` (facts in no stream), ``appends``, ``messages`` (commands, replies), deliveries, a cursor.
+
+    ``deliveries`` are written whole: one that exists already is replaced.
+    """
+
+    events: tuple[Record, ...] = ()
+    appends: tuple[Append, ...] = ()
+    messages: tuple[Record, ...] = ()
+    tags: tuple[Tag, ...] = ()
+    fence: str | None = None
+    cursor: CursorMove | None = None
+    deliveries: tuple[Delivery, ...] = ()
+    resolves: tuple[Resolve, ...] = ()
+
+    def keys(self) -> list[str]:
+        """The keys that this unit is guarded by; a group holds one unit per key."""
+        keys = [f"stream:{append.stream}" for append in self.appends]
+        keys += [f"tag:{tag.tag}" for tag in self.tags]
+        if self.cursor is not None:
+            keys.append(f"cursor:{self.cursor.group}:{self.cursor.origin}:{self.cursor.lane}")
+        keys += [f"delivery:{r.group}:{r.handler}:{r.origin}:{r.position}" for r in self.resolves]
+        return keys
+
+
+class Committed(msgspec.Struct, frozen=True):
+    """What a committed unit got: one position per record, in the order events, appends, messages."""
+
+    positions: tuple[int, ...] = ()
+    versions: tuple[int, ...] = ()
+    """The version of each append's stream after it."""

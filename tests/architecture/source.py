@@ -1,0 +1,26 @@
+"""The Python files that the rules of this folder look at."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def python_files(root: Path, *folders: str) -> Iterator[tuple[str, ast.Module, str]]:
+    """Path from ``root``, syntax tree and text of each file in these folders; a folder may be missing."""
+    for folder in folders:
+        for path in sorted((root / folder).rglob("*.py")):
+            text = path.read_text(encoding="utf-8")
+            yield path.relative_to(root).as_posix(), ast.parse(text, str(path)), text
+
+
+def plant(root: Path, path: str, text: str = "") -> None:
+    """A file with a violation, for the tests of the rules themselves."""
+    file = root / path
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text, encoding="utf-8")
