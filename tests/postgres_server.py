@@ -1,8 +1,9 @@
 """A PostgreSQL server of our own: for the fixtures, for tests that kill one, and for ``script/services``.
 
-Linux only. The standard library only, because ``script/services`` runs before anything is installed. ``pg_ctl`` starts, stops and
-waits; it finds the process by the data folder, so no other server is ever touched. The server listens on 127.0.0.1
-alone, without a Unix socket (whose path may not be longer than 107 bytes). Durability settings are the defaults.
+The standard library only, because ``script/services`` runs before anything is installed; Linux only. ``pg_ctl``
+starts, stops and waits; it finds the process by the data folder, so no other server is ever touched. The server
+listens on 127.0.0.1 alone, without a Unix socket (whose path may not be longer than 107 bytes). Durability settings
+are the defaults.
 
 PostgreSQL refuses to run as root. As root, everything here runs as ``postgres`` (or ``nobody``), who must be able to
 reach the binaries and the data: binaries in a private checkout are copied to the temporary folder, once.
@@ -35,7 +36,7 @@ class PostgresError(Exception):
 
 
 class PostgresServer:
-    """One server with its data in ``folder`` (made if missing; without one, a temporary folder that ``stop`` removes)."""
+    """One server with its data in ``folder``; without one, in a temporary folder that ``stop`` removes."""
 
     def __init__(self, folder: Path | None = None, *, settings: dict[str, str] | None = None) -> None:
         self._temporary = folder is None
@@ -247,9 +248,7 @@ def find_binaries(user: str | None, version: str | None = None) -> Path:
         found = next(usable, None) or next(copies, None)
         if found is None:
             wanted = f"PostgreSQL {version}, which wrote these data," if version else "PostgreSQL"
-            raise PostgresError(
-                f"{wanted} is not installed. Either: script/setup test, or: apt-get install postgresql"
-            )
+            raise PostgresError(f"{wanted} is not installed. Either: script/setup test, or: apt-get install postgresql")
         _found[version] = found
     return _found[version]
 

@@ -11,6 +11,7 @@ import base64
 import binascii
 import contextlib
 import json
+import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -45,18 +46,20 @@ PAGE_HEADERS = {
 }
 
 T = TypeVar("T")
-Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+PRINTABLE = r"^[^\x00-\x1f\x7f]+$"
+Name = Annotated[str, msgspec.Meta(max_length=200, pattern=PRINTABLE)]
+Token = Annotated[str, msgspec.Meta(max_length=40, pattern=PRINTABLE)]
 
 
 class NewItem(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    sku: Annotated[str, msgspec.Meta(min_length=1, max_length=40)]
+    sku: Token
     quantity: Annotated[int, msgspec.Meta(ge=1, le=99)]
 
 
 class NewOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     customer: Name
     items: Annotated[tuple[NewItem, ...], msgspec.Meta(min_length=1, max_length=50)]
-    card: Annotated[str, msgspec.Meta(min_length=1, max_length=40)]
+    card: Token
 
 
 class Cancellation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -223,7 +226,8 @@ def cover(row: dict[str, Any]) -> str:
 
 def uncover(cursor: str) -> str:
     try:
-        return base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode("ascii")
+        order_id = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True).decode("ascii")
+        return str(uuid.UUID(order_id))
     except (binascii.Error, ValueError) as error:
         raise Problem(400, "this cursor is none of ours") from error
 

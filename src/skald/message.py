@@ -17,6 +17,7 @@ key or lane.
 from __future__ import annotations
 
 import os
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -63,13 +64,13 @@ class _MessageMeta(msgspec.StructMeta):
         cls = super().__new__(mcls, cls_name, bases, namespace, **config)
         kind = next((b.__kind__ for b in bases if hasattr(b, "__kind__")), None)
         if kind is not None:
-            inherited = getattr(cls, "__message__", None)
-            key = key or (inherited.key if inherited else None)
             _declare(cls, name or cls_name, version, key, kind, getattr(cls, "__struct_fields__", ()))
         return cls
 
 
 def _declare(cls: type, name: str, version: int, key: str | None, kind: Kind, fields: tuple[str, ...]) -> None:
+    inherited = getattr(cls, "__message__", None)
+    key = key or (inherited.key if inherited else None)
     if key is not None and key not in fields and fields:
         raise TypeError(f"{cls.__name__}: key={key!r} is not one of its fields ({', '.join(fields)})")
     if version < 1:
@@ -98,7 +99,7 @@ Message = Any
 
 
 def _field_names(cls: type) -> tuple[str, ...]:
-    names = getattr(cls, "model_fields", None) or getattr(cls, "__dataclass_fields__", None)
+    names = getattr(cls, "model_fields", getattr(cls, "__dataclass_fields__", None))
     if names is None:
         raise TypeError(f"{cls.__name__} is neither a dataclass nor a pydantic model: subclass Event or Command instead")
     return tuple(names)
@@ -260,12 +261,16 @@ new_id: Callable[[], str] = _Ids()
 """A new UUIDv7 as text."""
 
 
+_TRACE_ID = re.compile("(?!0{32})[0-9a-f]{32}")
+_TRACEPARENT = re.compile("(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+
+
 def child_traceparent(parent: str | None, correlation_id: str, id: str) -> str:
     """W3C traceparent of a message: the trace of its cause, or one named after its correlation id."""
     span = id.replace("-", "")[16:]
-    if parent is not None and len(parent) == 55:
+    if parent is not None and _TRACEPARENT.fullmatch(parent):
         return f"{parent[:36]}{span}{parent[52:]}"
     trace = correlation_id.replace("-", "")
-    if len(trace) != 32:
+    if not _TRACE_ID.fullmatch(trace):
         trace = sha256(correlation_id.encode()).hexdigest()[:32]
     return f"00-{trace}-{span}-01"

@@ -35,6 +35,10 @@ CAUTIOUS = 2
 """From so many takeovers without progress on, a lane's messages are handled one by one, written down before."""
 
 
+NEAR = 8
+"""Runs: a cohort waits for one that is less than this behind."""
+
+
 class ConsumerSettings(msgspec.Struct, frozen=True):
     """``run``: messages of one stretch at most; ``patience``: seconds after which a slow handler goes on alone."""
 
@@ -73,10 +77,10 @@ class Consumer:
         self._types = frozenset(subscription.handlers)
         self.lanes: dict[int, LaneState] = {}
         self.counters = Counters()
-        self._changes: list[tuple[LaneState | int, asyncio.Future[None]]] = []
+        self._changes: list[tuple[list[LaneState] | int, asyncio.Future[None]]] = []
         self._wake = asyncio.Event()
         self._stopping = False
-        self._turn = 0
+        self._ahead: tuple[int, asyncio.Task[list[Record]]] | None = None
         self._checkpoint_at = 0.0
         handlers = {h.name: h for found in subscription.handlers.values() for h in found}
         self._redelivery = Redelivery(
@@ -101,15 +105,15 @@ class Consumer:
 
     # --- lanes --------------------------------------------------------------------------------------------------------
 
-    async def assign(self, lane: LaneState) -> None:
-        """Gives the consumer a lane that this process has claimed."""
-        await self._change(lane)
+    async def assign(self, lanes: list[LaneState]) -> None:
+        """Gives the consumer lanes that this process has claimed; together, so that they are read together."""
+        await self._change(lanes)
 
     async def release(self, lane: int) -> None:
         """Takes a lane away once what runs for it has ended."""
         await self._change(lane)
 
-    async def _change(self, change: LaneState | int) -> None:
+    async def _change(self, change: list[LaneState] | int) -> None:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._changes.append((change, future))
         self._wake.set()
@@ -119,9 +123,10 @@ class Consumer:
         while self._changes:
             change, future = self._changes.pop(0)
             try:
-                if isinstance(change, LaneState):
-                    await self._redelivery.load(change)
-                    self.lanes[change.lane] = change
+                if isinstance(change, list):
+                    for lane in change:
+                        await self._redelivery.load(lane)
+                        self.lanes[lane.lane] = lane
                 elif change in self.lanes:
                     await self._redelivery.drop(change)
                     await cursor.release(self._store, [self.lanes.pop(change)])
@@ -177,6 +182,8 @@ class Consumer:
                     await self._recover(self._reload, pause)
         finally:
             unlisten()
+            if self._ahead is not None:
+                self._ahead[1].cancel()
             await self._redelivery.drop()
 
     async def _recover(self, reload: Callable[[], object], pause: float) -> None:
@@ -224,17 +231,19 @@ class Consumer:
         for lane in self.lanes.values():
             by_place.setdefault((lane.scanned, lane.scanned_id), []).append(lane)
         places = sorted(by_place, key=lambda place: place[0])
-        # Up to where the next cohort stands; the last one reads on.
-        ends = [*(place[0] for place in places[1:]), None][: len(places)]
-        return [
-            (by_place[place], end if end != place[0] else None) for place, end in zip(places, ends, strict=True)
-        ]
+        cohorts: list[tuple[list[LaneState], int | None]] = []
+        for index, place in enumerate(places):
+            # One that is only a little ahead waits until the one behind has joined it: cohorts that run after each
+            # other at a small distance would never meet, and read the log once each.
+            if index == 0 or place[0] - places[index - 1][0] > self._settings.run * NEAR:
+                cohorts.append((by_place[place], places[index + 1][0] if index + 1 < len(places) else None))
+        return cohorts
 
     async def _advance(self, cohort: list[LaneState], upto: int | None) -> bool:
         first = cohort[0]
         position, id = first.scanned, first.scanned_id
         limit = self._settings.run + 1
-        records = await self._log.read(position, limit, types=self._types, upto=upto)
+        records = await self._read(position, limit, upto)
         if id is not None:
             if not records or records[0].position != position or records[0].id != id:
                 await self._stop_forked(cohort, records[0] if records else None)
@@ -243,9 +252,24 @@ class Consumer:
         elif records and records[0].position == position:
             records = records[1:]
         if not records:
-            return False
+            # Nothing up to a place where no message stands (a lane was reset to a gap): read on from there.
+            return upto is not None and await self._advance(cohort, None)
         await self._handle({lane.lane: lane for lane in cohort}, records)
         return True
+
+    async def _read(self, position: int, limit: int, upto: int | None) -> list[Record]:
+        """Reads a stretch, and while that is handled the next one, if there is more."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and ahead[0] == position and upto is None:
+            records = await ahead[1]
+        else:
+            if ahead is not None:
+                ahead[1].cancel()
+            records = await self._log.read(position, limit, types=self._types, upto=upto)
+        if len(records) == limit and upto is None:
+            last = records[-1].position
+            self._ahead = last, asyncio.create_task(self._log.read(last, limit, types=self._types))
+        return records
 
     async def _stop_forked(self, cohort: Sequence[LaneState], found: Record | None) -> None:
         floor = await self._log.floor()

@@ -218,8 +218,9 @@ class RunningService:
                 await consumer.release(lane)
         free = [(row.origin, row.lane) for row in rows if row.owner is None and (row.origin, row.lane) in mine]
         if free:
-            for claimed in await cursor.claim(self._store, self._service.name, free, self.member.id):
-                await origins[claimed.origin].assign(claimed)
+            claimed = await cursor.claim(self._store, self._service.name, free, self.member.id)
+            for origin, consumer in origins.items():
+                await consumer.assign([lane for lane in claimed if lane.origin == origin])
 
     # --- stopping -----------------------------------------------------------------------------------------------------
 

@@ -22,10 +22,7 @@ import pytest
 import pytest_asyncio
 
 pytest.register_assert_rewrite(
-    *(
-        f"skald.testing.store_{part}"
-        for part in ("units", "inbox", "log", "transactions", "schema", "members")
-    )
+    *(f"skald.testing.store_{part}" for part in ("units", "inbox", "log", "transactions", "schema", "members"))
 )
 
 from skald.store import Store  # noqa: E402 — asserts are rewritten only in modules that are not imported yet

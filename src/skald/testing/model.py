@@ -77,9 +77,7 @@ class ModelStore:
         for resolve in unit.resolves:
             del self.deliveries[_place(resolve)]
         for delivery in unit.deliveries:
-            self.deliveries[delivery.group, delivery.handler, delivery.origin, delivery.record.position] = (
-                delivery
-            )
+            self.deliveries[delivery.group, delivery.handler, delivery.origin, delivery.record.position] = delivery
         if unit.cursor is not None:
             cursor = self.cursors[unit.cursor.group, unit.cursor.origin, unit.cursor.lane]
             cursor.position, cursor.message_id = unit.cursor.to_position, unit.cursor.to_id
@@ -134,8 +132,7 @@ shapes = st.fixed_dictionaries(
         "appends": st.dictionaries(small, st.tuples(st.integers(0, 3), version_is), max_size=2),
         "tags": st.dictionaries(small, st.tuples(version_is, st.booleans()), max_size=2),
         "fence": st.none() | small,
-        "cursor": st.none()
-        | st.tuples(small, st.sampled_from(["right", "right", "position", "version", "owner"])),
+        "cursor": st.none() | st.tuples(small, st.sampled_from(["right", "right", "position", "version", "owner"])),
         "deliveries": st.lists(small, max_size=2, unique=True),
         "resolves": st.dictionaries(small, st.sampled_from(["none", "right", "wrong"]), max_size=2),
     }
@@ -211,9 +208,7 @@ class StoreMachine(RuleBasedStateMachine):
         log = self.run(self.store.log.read(self.start + 1, 10_000))
         assert [(r.position, r.id, r.type, r.stream, r.stream_version) for r in log] == self.model.log
         assert self.run(self.store.log.versions(list(self.model.heads))) == self.model.heads
-        assert self._cursors() == {
-            place: (c.position, c.message_id) for place, c in self.model.cursors.items()
-        }
+        assert self._cursors() == {place: (c.position, c.message_id) for place, c in self.model.cursors.items()}
         wanted = {place: (d.state.value, d.owner, d.record.id) for place, d in self.model.deliveries.items()}
         assert self._deliveries() == wanted
 
@@ -240,9 +235,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     def _append(self, number: int, records: int, how: str) -> Append:
         stream = self._called("s", number)
-        return Append(
-            stream, tuple(record("Fact") for _ in range(records)), self._expect(f"stream:{stream}", how)
-        )
+        return Append(stream, tuple(record("Fact") for _ in range(records)), self._expect(f"stream:{stream}", how))
 
     def _tag(self, number: int, how: str, bump: bool) -> Tag:
         tag = self._called("t", number)
@@ -264,9 +257,7 @@ class StoreMachine(RuleBasedStateMachine):
     def _resolve(self, number: int, how: str) -> Resolve:
         found = self.model.deliveries.get((self.name, "h", "origin", number))
         right = found.owner if found is not None else None
-        return Resolve(
-            self.name, "h", "origin", number, {"none": None, "right": right, "wrong": "nobody"}[how]
-        )
+        return Resolve(self.name, "h", "origin", number, {"none": None, "right": right, "wrong": "nobody"}[how])
 
     # --- the store ------------------------------------------------------------------------------------------
 

@@ -54,8 +54,7 @@ async def commit(store: Store, *units: Unit) -> list[Committed]:
 async def place_cursor(store: Store, lane: int = 0, owner: str = "p") -> None:
     """The row of a cursor, as a process makes it that has taken the lane."""
     sql = (
-        "INSERT INTO skald_cursors (group_name, origin, lane, position, owner) "
-        "VALUES ('g', 'origin', :lane, 0, :owner)"
+        "INSERT INTO skald_cursors (group_name, origin, lane, position, owner) VALUES ('g', 'origin', :lane, 0, :owner)"
     )
     async with store.transaction() as tx:
         await tx.execute(sql, lane=lane, owner=owner)

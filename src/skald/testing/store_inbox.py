@@ -55,9 +55,7 @@ class InboxConformance:
     async def test_a_delivery_is_stored_whole_and_replaced_whole(self, store: Store) -> None:
         first = delivery(7, owner="p", attempts=2, due=123, error="ValueError: no")
         await commit(store, Unit(deliveries=(first,)))
-        second = msgspec.structs.replace(
-            first, state=DeliveryState.DELAYED, attempts=3, owner=None, error=None
-        )
+        second = msgspec.structs.replace(first, state=DeliveryState.DELAYED, attempts=3, owner=None, error=None)
         await commit(store, Unit(deliveries=(second,)))
         [row] = await store.fetch(
             "SELECT group_name, handler, origin, lane, state, attempts, due, error, owner, position, id, "
@@ -101,9 +99,7 @@ class InboxConformance:
 
     async def test_one_unit_hands_a_delivery_on(self, store: Store) -> None:
         await commit(store, Unit(deliveries=(delivery(7, owner="p"),)))
-        handed_on = Unit(
-            resolves=(Resolve("g", "h", "origin", 7, "p"),), deliveries=(delivery(7, attempts=1),)
-        )
+        handed_on = Unit(resolves=(Resolve("g", "h", "origin", 7, "p"),), deliveries=(delivery(7, attempts=1),))
         await commit(store, handed_on)
         rows = await store.fetch("SELECT attempts, owner FROM skald_deliveries")
         assert rows == [{"attempts": 1, "owner": None}]

@@ -63,9 +63,7 @@ class LogConformance:
         assert await positions(p[-1] + 1, 100) == ()
 
     async def test_payloads_of_other_types_stay_away_but_their_rows_come(self, store: Store) -> None:
-        unit = Unit(
-            events=(record("A", payload=b"1"), record("B", payload=b"2")), messages=(record("C"), record("A"))
-        )
+        unit = Unit(events=(record("A", payload=b"1"), record("B", payload=b"2")), messages=(record("C"), record("A")))
         await commit(store, unit)
         log = await store.log.read(0, 10, types={"A"})
         assert [(r.type, r.payload) for r in log] == [("A", b"1"), ("B", None), ("C", None), ("A", b"{}")]
@@ -129,17 +127,13 @@ class LogConformance:
         [after] = await commit(store, plain())
         assert after.positions[0] > before.positions[-1]
 
-    async def test_listeners_hear_of_commits_and_transactions(
-        self, store: Store, new_store: NewStore
-    ) -> None:
+    async def test_listeners_hear_of_commits_and_transactions(self, store: Store, new_store: NewStore) -> None:
         other = await new_store()
         for write in (self._commit, self._transact):
             for writer in (store, other):
                 await self._until_heard(store, lambda write=write, writer=writer: write(writer))  # type: ignore[misc]
 
-    async def test_ring_is_heard_and_a_stopped_listener_hears_nothing(
-        self, store: Store, new_store: NewStore
-    ) -> None:
+    async def test_ring_is_heard_and_a_stopped_listener_hears_nothing(self, store: Store, new_store: NewStore) -> None:
         other = await new_store()
         deaf = asyncio.Event()
         stop = store.log.listen(deaf.set)

@@ -16,7 +16,7 @@ from skald.unit import Committed
 NewHandle = Callable[[], Store]
 NewStore = Callable[[], Awaitable[Store]]
 FIRST = "CREATE TABLE orders (id TEXT PRIMARY KEY);\nINSERT INTO orders VALUES ('a;b');\n"
-SECOND = "-- a comment; with a semicolon\nALTER TABLE orders ADD COLUMN total INTEGER;\n"
+SECOND = "-- a comment; with a semicolon\nSELECT 1;\nALTER TABLE orders ADD COLUMN total INTEGER;\n"
 
 
 class SchemaConformance:

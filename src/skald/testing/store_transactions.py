@@ -171,8 +171,7 @@ class TransactionConformance:
     async def test_portable_statements(self, store: Store) -> None:
         await make_table(store)
         upsert = (
-            "INSERT INTO things (id, n) VALUES (:id, :n) "
-            "ON CONFLICT (id) DO UPDATE SET n = excluded.n RETURNING id, n"
+            "INSERT INTO things (id, n) VALUES (:id, :n) ON CONFLICT (id) DO UPDATE SET n = excluded.n RETURNING id, n"
         )
         async with store.transaction() as tx:
             assert await tx.fetch(upsert, id="a", n=1) == [{"id": "a", "n": 1}]
@@ -181,9 +180,7 @@ class TransactionConformance:
             assert await tx.execute("UPDATE things SET n = n + :by", by=1) == 2
             assert await tx.execute("UPDATE things SET n = 0 WHERE id = :id", id="nobody") == 0
             assert await tx.fetch("SELECT id FROM things WHERE id = :id", id="nobody") == []
-            sql = (
-                "WITH big AS (SELECT id FROM things WHERE n > :n) SELECT id FROM big ORDER BY id LIMIT :limit"
-            )
+            sql = "WITH big AS (SELECT id FROM things WHERE n > :n) SELECT id FROM big ORDER BY id LIMIT :limit"
             assert await tx.fetch(sql, n=0, limit=1) == [{"id": "a"}]
             assert await tx.execute("DELETE FROM things WHERE id = :id AND n > :n", id="b", n=0) == 1
         assert await names(store) == ["a"]

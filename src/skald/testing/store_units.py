@@ -52,9 +52,7 @@ class UnitConformance:
 
     async def test_positions_follow_units_and_in_a_unit_events_appends_messages(self, store: Store) -> None:
         event, first, second, message = records(4)
-        unit = Unit(
-            messages=(message,), appends=(Append("s", (first,)), Append("t", (second,))), events=(event,)
-        )
+        unit = Unit(messages=(message,), appends=(Append("s", (first,)), Append("t", (second,))), events=(event,))
         one, two = await commit(store, unit, plain(2))
 
         log = await store.log.read(0, 10)
@@ -91,9 +89,7 @@ class UnitConformance:
 
     async def test_many_failures_of_every_kind_in_one_group(self, store: Store) -> None:
         await commit(store, Unit(appends=(Append("taken", records(1), NEW),)))
-        failing = [
-            FAILING[guard] for guard in ("stream", "stream ahead", "tag", "fence", "cursor", "resolve")
-        ]
+        failing = [FAILING[guard] for guard in ("stream", "stream ahead", "tag", "fence", "cursor", "resolve")]
         group = [unit for failed in failing for unit in (plain(), failed)]
         outcomes = await store.commit(group)
         assert [isinstance(outcome, Committed) for outcome in outcomes] == [True, False] * len(failing)
@@ -115,9 +111,7 @@ class UnitConformance:
         assert (stream.key, stream.expected, stream.actual) == ("stream:s", 1, 2)
         assert (tag.key, tag.expected, tag.actual) == ("tag:t", 0, 1)
 
-    async def test_appends_at_any_version_from_two_handles_all_succeed(
-        self, store: Store, new_store: NewStore
-    ) -> None:
+    async def test_appends_at_any_version_from_two_handles_all_succeed(self, store: Store, new_store: NewStore) -> None:
         other = await new_store()
         for turn in range(10):
             await commit(other if turn % 2 else store, Unit(appends=(Append("s", records(2)),)))
@@ -126,9 +120,7 @@ class UnitConformance:
 
     async def test_an_append_without_records_only_compares(self, store: Store) -> None:
         await commit(store, Unit(appends=(Append("s", records(2)),)))
-        fits, fails = await store.commit(
-            [Unit(appends=(Append("s", (), 2),)), Unit(appends=(Append("t", (), 1),))]
-        )
+        fits, fails = await store.commit([Unit(appends=(Append("s", (), 2),)), Unit(appends=(Append("t", (), 1),))])
         assert isinstance(fits, Committed)
         assert fits.versions == (2,)
         assert isinstance(fails, Conflict)
@@ -154,9 +146,7 @@ class UnitConformance:
         other = await new_store()
         async with other.transaction() as tx:
             assert await tx.execute("DELETE FROM skald_fences WHERE process = :p", p="p") == 1
-        late, fine = await store.commit(
-            [Unit(fence="p", events=records(1)), Unit(fence="q", events=records(1))]
-        )
+        late, fine = await store.commit([Unit(fence="p", events=records(1)), Unit(fence="q", events=records(1))])
         assert isinstance(late, Fenced)
         assert late.process == "p"
         assert isinstance(fine, Committed)
@@ -170,9 +160,7 @@ class UnitConformance:
         assert len(await store.log.read(0, 10)) == 2
         assert await store.log.versions(["stream:s"]) == {"stream:s": 0}
 
-    @pytest.mark.parametrize(
-        "payload", [b"", b"\x00", b"a\x00b\xff\xfe", bytes(range(256)), b"\x00" * (1 << 20)]
-    )
+    @pytest.mark.parametrize("payload", [b"", b"\x00", b"a\x00b\xff\xfe", bytes(range(256)), b"\x00" * (1 << 20)])
     async def test_payloads_come_back_byte_for_byte(self, store: Store, payload: bytes) -> None:
         sent = record(payload=payload)
         await commit(store, Unit(events=(sent,), messages=(record(payload=payload),), deliveries=()))

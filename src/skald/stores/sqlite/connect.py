@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import apsw
@@ -18,6 +19,9 @@ from skald.errors import UnsafeSettings
 OLDEST = (3, 51, 3)
 READER_PATIENCE = 1_000
 """Milliseconds: a reader waits only while another process recovers the WAL, or opens or closes the file."""
+
+COMMON = {"mmap_size": "0", "cache_size": "-16000", "trusted_schema": "OFF"}
+"""Of every connection; the cache has 16 MB."""
 
 
 def require_sqlite(version: str = apsw.sqlite_lib_version()) -> None:
@@ -37,13 +41,13 @@ def connect_writer(path: Path, *, create: bool = False, patience: float = 5.0) -
     try:
         connection.set_busy_timeout(round(patience * 1000))
         _use_wal(connection, path, patience)
-        _settle(connection)
-        connection.execute("PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON")
+        _pragmas(connection, **COMMON)
+        _pragmas(connection, synchronous="FULL", foreign_keys="ON")
         if sys.platform == "darwin":
             # There fsync leaves the data in the drive's cache; F_FULLFSYNC does not.
-            connection.execute("PRAGMA fullfsync = ON; PRAGMA checkpoint_fullfsync = ON")
+            _pragmas(connection, fullfsync="ON", checkpoint_fullfsync="ON")
     except BaseException:
-        connection.close()
+        close_quietly(connection)
         raise
     return connection
 
@@ -54,15 +58,22 @@ def connect_reader(path: Path) -> apsw.Connection:
     connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
     try:
         connection.set_busy_timeout(READER_PATIENCE)
-        _settle(connection)
+        _pragmas(connection, **COMMON)
     except BaseException:
-        connection.close()
+        close_quietly(connection)
         raise
     return connection
 
 
-def _settle(connection: apsw.Connection) -> None:
-    connection.execute("PRAGMA mmap_size = 0; PRAGMA cache_size = -16000; PRAGMA trusted_schema = OFF")
+def close_quietly(connection: apsw.Connection) -> None:
+    """Closes a connection of which nothing is awaited any more; a failing disk may make that fail."""
+    with suppress(apsw.Error):
+        connection.close()
+
+
+def _pragmas(connection: apsw.Connection, **settings: str) -> None:
+    for name, value in settings.items():
+        connection.execute(f"PRAGMA {name} = {value}").fetchall()
 
 
 def _use_wal(connection: apsw.Connection, path: Path, patience: float) -> None:
@@ -77,7 +88,5 @@ def _use_wal(connection: apsw.Connection, path: Path, patience: float) -> None:
             time.sleep(0.005)
             continue
         if mode != "wal":
-            raise UnsafeSettings(
-                f"{path}: SQLite cannot use a WAL here (mode {mode}): use a local file system"
-            )
+            raise UnsafeSettings(f"{path}: SQLite cannot use a WAL here (mode {mode}): use a local file system")
         return

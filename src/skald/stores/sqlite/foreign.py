@@ -87,8 +87,7 @@ class FileWatch:
         database, shm = identity(self._path), identity(self._shm)
         if self._seen is not None and database != self._seen[0]:
             raise StoreUnavailable(
-                f"{self._path} was deleted or replaced while it was open; nothing was written: "
-                "restart the service"
+                f"{self._path} was deleted or replaced while it was open; nothing was written: restart the service"
             )
         if self._seen is not None and shm != self._seen[1]:
             raise self._foreign()

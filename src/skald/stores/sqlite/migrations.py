@@ -22,7 +22,7 @@ import msgspec
 from skald.clock import Clock
 from skald.errors import SchemaMismatch
 from skald.sql import blocks
-from skald.stores.sqlite.connect import connect_reader, connect_writer
+from skald.stores.sqlite.connect import close_quietly, connect_reader, connect_writer
 from skald.stores.sqlite.failures import translated
 from skald.stores.sqlite.foreign import FileWatch
 
@@ -94,24 +94,20 @@ def migrate(path: Path, directory: Path | None, clock: Clock) -> list[str]:
         return [file.name for file in wanted if _apply(connection, path, file, wanted, clock)]
 
 
-def _apply(
-    connection: apsw.Connection, path: Path, file: Migration, wanted: list[Migration], clock: Clock
-) -> bool:
+def _apply(connection: apsw.Connection, path: Path, file: Migration, wanted: list[Migration], clock: Clock) -> bool:
     with _immediate(connection):
         connection.execute(_SQL["create_migrations"])
         if file not in missing(connection, path, wanted):
             return False
         with _no_transaction_control(connection):
             try:
-                connection.execute(file.text)
+                connection.execute(file.text).fetchall()  # to the end: it stops at each row of a SELECT
             except apsw.Error as error:
                 raise SchemaMismatch(f"{path}: {file.name} failed and was rolled back: {error}") from error
         values = (file.owner, file.number, file.name, file.checksum, clock.now())
         connection.execute(_SQL["remember"], values)
         key = _KEYS[file.owner]
-        connection.execute(
-            _SQL["set_compatible"], (key, str(max(file.compatible, _compatible(connection, key))))
-        )
+        connection.execute(_SQL["set_compatible"], (key, str(max(file.compatible, _compatible(connection, key)))))
         return True
 
 
@@ -129,14 +125,10 @@ def missing(connection: apsw.Connection, path: Path, wanted: list[Migration]) ->
     return left
 
 
-def _missing_of(
-    connection: apsw.Connection, path: Path, owner: str, wanted: list[Migration]
-) -> list[Migration]:
+def _missing_of(connection: apsw.Connection, path: Path, owner: str, wanted: list[Migration]) -> list[Migration]:
     if owner == "service" and not wanted:
         return []  # nobody named the user's folder, so nothing can be said about it
-    applied = {
-        number: (name, checksum) for number, name, checksum in connection.execute(_SQL["applied"], (owner,))
-    }
+    applied = {number: (name, checksum) for number, name, checksum in connection.execute(_SQL["applied"], (owner,))}
     for file in wanted:
         name, checksum = applied.get(file.number, (file.name, file.checksum))
         if checksum != file.checksum:
@@ -160,7 +152,7 @@ def missing_from_file(path: Path, wanted: list[Migration]) -> list[Migration]:
         try:
             return missing(connection, path, wanted)
         finally:
-            connection.close()
+            close_quietly(connection)
 
 
 def require_current(path: Path) -> None:
@@ -176,7 +168,7 @@ def _connection(path: Path) -> Iterator[apsw.Connection]:
     try:
         yield connection
     finally:
-        connection.close()
+        close_quietly(connection)
 
 
 @contextmanager
@@ -196,9 +188,7 @@ def _no_transaction_control(connection: apsw.Connection) -> Iterator[None]:
     """A COMMIT in a file would end the transaction that makes it all or nothing."""
 
     def deny(operation: int, *_: str | None) -> int:
-        return (
-            apsw.SQLITE_DENY if operation in (apsw.SQLITE_TRANSACTION, apsw.SQLITE_ATTACH) else apsw.SQLITE_OK
-        )
+        return apsw.SQLITE_DENY if operation in (apsw.SQLITE_TRANSACTION, apsw.SQLITE_ATTACH) else apsw.SQLITE_OK
 
     connection.set_authorizer(deny)
     try:

@@ -11,7 +11,7 @@ import apsw
 from skald.errors import StoreUnavailable
 from skald.sql import blocks
 from skald.store import Row
-from skald.stores.sqlite.connect import connect_reader
+from skald.stores.sqlite.connect import close_quietly, connect_reader
 from skald.stores.sqlite.failures import DEVICE, translate
 from skald.stores.sqlite.foreign import Identity, identity
 from skald.stores.sqlite.values import fetch_rows
@@ -41,7 +41,7 @@ class Reader:
         """Closes the connection; the next read opens another."""
         connection, self._connection = self._connection, None
         if connection is not None:
-            connection.close()
+            close_quietly(connection)
 
     def rows(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
         """All rows of a statement with positional parameters."""
@@ -65,7 +65,7 @@ class Reader:
             try:
                 return connection.execute(sql, values).fetchall()
             finally:
-                connection.close()
+                close_quietly(connection)
         except apsw.Error as error:
             raise translate(error, self._path) from error
 
@@ -82,16 +82,12 @@ class Reader:
 
     def _connect(self, file: Identity | None) -> None:
         if file is None:
-            raise StoreUnavailable(
-                f"{self._path} does not exist (yet): the service has to start, or migrate, first"
-            )
+            raise StoreUnavailable(f"{self._path} does not exist (yet): the service has to start, or migrate, first")
         try:
             connection = connect_reader(self._path)
             if connection.execute(_IS_LOG).get is None:
-                connection.close()
-                raise StoreUnavailable(
-                    f"{self._path} has no log (yet): its service has to run `skald migrate` first"
-                )
+                close_quietly(connection)
+                raise StoreUnavailable(f"{self._path} has no log (yet): its service has to run `skald migrate` first")
         except apsw.Error as error:
             raise translate(error, self._path) from error
         self._connection, self._file = connection, file

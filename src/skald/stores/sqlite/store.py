@@ -37,9 +37,7 @@ class SqliteStore:
 
     features = StoreFeatures(exclusive_transactions=True, for_update="", external_sessions=False)
 
-    def __init__(
-        self, path: Path, service: str, *, transaction_limit: float = 1.0, clock: Clock | None = None
-    ) -> None:
+    def __init__(self, path: Path, service: str, *, transaction_limit: float = 1.0, clock: Clock | None = None) -> None:
         self.service = service
         self._path = Path(path)
         self._clock = clock or SystemClock()

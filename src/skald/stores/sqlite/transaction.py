@@ -32,9 +32,7 @@ def calling_line() -> str:
     frame = sys._getframe(1)
     while frame is not None:
         name = frame.f_code.co_filename
-        if (not name.startswith(_LIBRARY) or name.startswith(_TESTING)) and not name.endswith(
-            "contextlib.py"
-        ):
+        if (not name.startswith(_LIBRARY) or name.startswith(_TESTING)) and not name.endswith("contextlib.py"):
             return f"{name}:{frame.f_lineno}"
         frame = frame.f_back  # type: ignore[assignment]
     return "an unknown line"
@@ -43,9 +41,7 @@ def calling_line() -> str:
 class SqliteTransaction:
     """See ``skald.store.Transaction``. ``connection`` is the ``apsw.Connection``."""
 
-    def __init__(
-        self, connection: apsw.Connection, path: Path, clock: Clock, opened_at: str, limit: float
-    ) -> None:
+    def __init__(self, connection: apsw.Connection, path: Path, clock: Clock, opened_at: str, limit: float) -> None:
         self._connection = connection
         self._path = path
         self._clock = clock
@@ -110,8 +106,8 @@ class SqliteTransaction:
     def too_long(self) -> TransactionTooLong:
         return TransactionTooLong(
             f"the transaction opened at {self.opened_at} was open for more than {self._limit:g} s and has "
-            f"been rolled back: it keeps every other writer of {self._path} out. Do slow work before it, or raise "
-            "transaction_limit"
+            f"been rolled back: it keeps every other writer of {self._path} out. Do slow work before it, "
+            "or raise transaction_limit"
         )
 
     def require_open(self) -> None:

@@ -31,9 +31,7 @@ def run(connection: apsw.Connection, sql: str, values: Mapping[str, Any]) -> aps
     try:
         return connection.execute(sql, bind(values))
     except KeyError as error:
-        raise StoreError(
-            f"the statement has a parameter :{error.args[0]} that was not given: {sql}"
-        ) from error
+        raise StoreError(f"the statement has a parameter :{error.args[0]} that was not given: {sql}") from error
 
 
 def fetch_rows(connection: apsw.Connection, sql: str, values: Mapping[str, Any]) -> list[Row]:
@@ -44,9 +42,7 @@ def fetch_rows(connection: apsw.Connection, sql: str, values: Mapping[str, Any])
     """
     cursor = run(connection, sql, values)
     try:
-        columns = [
-            (name, _TYPES.get((declared or "").upper())) for name, declared in cursor.get_description()
-        ]
+        columns = [(name, _TYPES.get((declared or "").upper())) for name, declared in cursor.get_description()]
     except apsw.ExecutionCompleteError:
         return []  # not one row
     names = [name for name, _ in columns]

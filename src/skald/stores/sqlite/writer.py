@@ -24,7 +24,7 @@ import apsw
 
 from skald.clock import Clock
 from skald.errors import Busy, StoreError, StoreUnavailable
-from skald.stores.sqlite.connect import connect_writer
+from skald.stores.sqlite.connect import close_quietly, connect_writer
 from skald.stores.sqlite.failures import BAD_VALUE, DEVICE, translate
 from skald.stores.sqlite.foreign import FileWatch
 from skald.stores.sqlite.transaction import SqliteTransaction
@@ -151,9 +151,7 @@ class Writer:
         if not self._is_open:
             raise StoreUnavailable(f"{self._path} is not open: await store.open() first")
         if self._process != os.getpid():
-            raise StoreUnavailable(
-                f"{self._path} was opened before this process was forked: open it here instead"
-            )
+            raise StoreUnavailable(f"{self._path} was opened before this process was forked: open it here instead")
         if self._connection is None:
             return self._connect()
         self._watch.check()
@@ -173,8 +171,7 @@ class Writer:
     def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
-            with suppress(apsw.Error):
-                connection.close()
+            close_quietly(connection)
 
     def _failed(self, error: apsw.Error) -> StoreError:
         if isinstance(error, DEVICE):

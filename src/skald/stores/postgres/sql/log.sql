@@ -9,33 +9,27 @@ SELECT s.last_value, (
 )
 FROM (SELECT last_value FROM {schema}.skald_position OFFSET 0) s
 
+-- Each branch is limited by itself: a plan for the sum alone sorts the whole rest of the log for every read.
+
 -- name: read
-SELECT position, id::text, aggregatetype, aggregateid, slot, type, version, time, correlation_id, causation_id,
-       traceparent, payload, stream, stream_version, priority, delay
-FROM (
-    SELECT position, id, aggregatetype, aggregateid, slot, type, version, time, correlation_id, causation_id,
-           traceparent, payload, stream, stream_version, 0 AS priority, 0::bigint AS delay
-    FROM {schema}.skald_events WHERE position >= $1 AND position <= $2
-    UNION ALL
-    SELECT position, id, aggregatetype, aggregateid, slot, type, version, time, correlation_id, causation_id,
-           traceparent, payload, NULL, NULL, priority, delay
-    FROM {schema}.skald_messages WHERE position >= $1 AND position <= $2
-) log
-ORDER BY position LIMIT $3
+(SELECT position, id::text, aggregatetype, aggregateid, slot, type, version, time, correlation_id, causation_id,
+        traceparent, payload, stream, stream_version, 0, 0::bigint
+ FROM {schema}.skald_events WHERE position >= $1 AND position <= $2 ORDER BY position LIMIT $3)
+UNION ALL
+(SELECT position, id::text, aggregatetype, aggregateid, slot, type, version, time, correlation_id, causation_id,
+        traceparent, payload, NULL, NULL, priority, delay
+ FROM {schema}.skald_messages WHERE position >= $1 AND position <= $2 ORDER BY position LIMIT $3)
+ORDER BY 1 LIMIT $3
 
 -- name: read_types
-SELECT position, id::text, aggregatetype, aggregateid, slot, type, version, time, correlation_id, causation_id,
-       traceparent, CASE WHEN type = ANY ($4::text[]) THEN payload END, stream, stream_version, priority, delay
-FROM (
-    SELECT position, id, aggregatetype, aggregateid, slot, type, version, time, correlation_id, causation_id,
-           traceparent, payload, stream, stream_version, 0 AS priority, 0::bigint AS delay
-    FROM {schema}.skald_events WHERE position >= $1 AND position <= $2
-    UNION ALL
-    SELECT position, id, aggregatetype, aggregateid, slot, type, version, time, correlation_id, causation_id,
-           traceparent, payload, NULL, NULL, priority, delay
-    FROM {schema}.skald_messages WHERE position >= $1 AND position <= $2
-) log
-ORDER BY position LIMIT $3
+(SELECT position, id::text, aggregatetype, aggregateid, slot, type, version, time, correlation_id, causation_id,
+        traceparent, CASE WHEN type = ANY ($4::text[]) THEN payload END, stream, stream_version, 0, 0::bigint
+ FROM {schema}.skald_events WHERE position >= $1 AND position <= $2 ORDER BY position LIMIT $3)
+UNION ALL
+(SELECT position, id::text, aggregatetype, aggregateid, slot, type, version, time, correlation_id, causation_id,
+        traceparent, CASE WHEN type = ANY ($4::text[]) THEN payload END, NULL, NULL, priority, delay
+ FROM {schema}.skald_messages WHERE position >= $1 AND position <= $2 ORDER BY position LIMIT $3)
+ORDER BY 1 LIMIT $3
 
 -- name: read_stream
 SELECT position, id::text, aggregatetype, aggregateid, slot, type, version, time, correlation_id, causation_id,

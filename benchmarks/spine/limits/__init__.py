@@ -1,0 +1,1 @@
+"""The physical limits, as bare code: what could be reached if there were no library."""
