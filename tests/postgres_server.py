@@ -285,8 +285,7 @@ def _copied(binaries: Path) -> Path:
     if not target.exists():
         draft = Path(tempfile.mkdtemp(prefix="skald-copy-"))
         shutil.copytree(source, draft, symlinks=True, dirs_exist_ok=True)
-        for folder in [draft, *(path for path in draft.rglob("*") if path.is_dir())]:
-            folder.chmod(0o755)
+        subprocess.run(["chmod", "-R", "a+rX", str(draft)], check=True)
         with suppress(OSError):  # another run was faster
             draft.rename(target)
         shutil.rmtree(draft, ignore_errors=True)

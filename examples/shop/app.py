@@ -1,4 +1,6 @@
-"""The six services of the shop, each to be run on its own: ``python -m skald run examples.shop.app:app --service …``."""
+"""The six services of the shop, each to be run on its own: ``python -m skald run examples.shop.app:app
+--service …``.
+"""
 
 from __future__ import annotations
 

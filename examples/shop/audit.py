@@ -1,13 +1,15 @@
-"""PURE. The audit: what must hold between the six services and the two providers once everything has come to rest.
+"""PURE. The audit: what must hold between the six services and the two providers once everything has come to
+rest.
 
-Each rule is a function from the books to one finding. The ledgers of the providers are the outside world's view (what
-really was charged, labelled and sent), the tables are each service's own, and the logs are what they told each other.
+Each rule is a function from the books to one finding. The ledgers of the providers are the outside world's
+view (what really was charged, labelled and sent), the tables are each service's own, and the logs are what
+they told each other.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Hashable, Iterable
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -35,7 +37,9 @@ class Audit(msgspec.Struct, frozen=True):
     attention: tuple[str, ...]
     """Orders that need a person."""
     doubled: tuple[str, ...]
-    """References under which the keyless provider has sent more than once: counted, listed, and nobody's fault."""
+    """References under which the keyless provider has sent more than once: counted, listed, and nobody's
+    fault.
+    """
 
     @property
     def balanced(self) -> bool:
@@ -51,8 +55,7 @@ def audit(books: Books, acknowledged: Collection[str] = ()) -> Audit:
     return Audit(
         findings=(_acknowledged(books, acknowledged), *(rule(books) for rule in RULES)),
         orders={
-            state: statuses[state]
-            for state in ("PENDING", "CONFIRMED", "COMPLETED", "CANCELLED", "NEEDS_ATTENTION")
+            state: statuses[state] for state in ("PENDING", "CONFIRMED", "COMPLETED", "CANCELLED", "NEEDS_ATTENTION")
         },
         money=_money_of(books),
         stock=_stock_of(books),
@@ -94,9 +97,7 @@ def _money_of(books: Books) -> dict[str, int]:
 
 def _charged_once(books: Books) -> Finding:
     charges = _done(books, "charge")
-    return _none(
-        "each order is charged at most once", _doubles(charges, "reference"), f"{len(charges)} charges"
-    )
+    return _none("each order is charged at most once", _doubles(charges, "reference"), f"{len(charges)} charges")
 
 
 def _refunded_iff(books: Books) -> Finding:
@@ -119,9 +120,7 @@ def _kept_orders_are_charged(books: Books) -> Finding:
 
 
 def _keys_once(books: Books) -> Finding:
-    return _none(
-        "the keyed provider has one entry per key", _doubles(books.keyed, "key"), f"{len(books.keyed)} keys"
-    )
+    return _none("the keyed provider has one entry per key", _doubles(books.keyed, "key"), f"{len(books.keyed)} keys")
 
 
 # --- stock and parcels --------------------------------------------------------------------------------------
@@ -145,9 +144,7 @@ def _stock(books: Books) -> Finding:
         if row["received"] != row["available"] + held["RESERVED", row["sku"]] + held["SHIPPED", row["sku"]]
     ]
     pieces = _stock_of(books)["received"]
-    return _none(
-        "stock before is stock after, shipped and reserved", wrong, f"{pieces} pieces, article by article"
-    )
+    return _none("stock before is stock after, shipped and reserved", wrong, f"{pieces} pieces, article by article")
 
 
 def _held(books: Books) -> Counter[tuple[str, str]]:
@@ -162,16 +159,12 @@ def _held(books: Books) -> Counter[tuple[str, str]]:
 def _reserved_iff_kept(books: Books) -> Finding:
     holding = {r["order_id"] for r in books.tables["reservations"] if r["status"] in ("RESERVED", "SHIPPED")}
     kept = {row["order_id"] for row in books.tables["orders"] if row["status"] in KEPT}
-    return _none(
-        "stock is held for confirmed orders and for no other", sorted(holding ^ kept), f"{len(kept)} orders"
-    )
+    return _none("stock is held for confirmed orders and for no other", sorted(holding ^ kept), f"{len(kept)} orders")
 
 
 def _reserved_once(books: Books) -> Finding:
     twice = _repeated(fact.order_id for fact in books.facts("inventory", "InventoryReserved"))
-    return _none(
-        "each order is reserved at most once", twice, f"{len(books.tables['reservations'])} reservations"
-    )
+    return _none("each order is reserved at most once", twice, f"{len(books.tables['reservations'])} reservations")
 
 
 def _labels(books: Books) -> Finding:
@@ -180,9 +173,7 @@ def _labels(books: Books) -> Finding:
     live = {entry["reference"] for entry in labels} - withdrawn
     kept = {row["order_id"] for row in books.tables["orders"] if row["status"] in KEPT}
     wrong = [*_doubles(labels, "reference"), *sorted(live ^ kept)]
-    return _none(
-        "each confirmed order has one label, and no other order has any", wrong, f"{len(labels)} labels"
-    )
+    return _none("each confirmed order has one label, and no other order has any", wrong, f"{len(labels)} labels")
 
 
 # --- read models --------------------------------------------------------------------------------------------
@@ -224,9 +215,7 @@ def _reservations_fold(books: Books) -> Finding:
     ends = {"InventoryReserved": "RESERVED", "InventoryRejected": "REJECTED", "InventoryReleased": "RELEASED"}
     fold = _last(books.facts("inventory", *ends), ends)
     fold |= {fact.order_id: "SHIPPED" for fact in books.facts("shipping", "ShipmentHandedOver")}
-    return _same(
-        "reservations", fold, {row["order_id"]: row["status"] for row in books.tables["reservations"]}
-    )
+    return _same("reservations", fold, {row["order_id"]: row["status"] for row in books.tables["reservations"]})
 
 
 def _shipments_fold(books: Books) -> Finding:
@@ -324,6 +313,6 @@ def _equal(rule: str, left: int, right: int) -> Finding:
     return Finding(rule, left == right, f"{left}" if left == right else f"{left} and {right}")
 
 
-def _same(model: str, fold: dict[Hashable, Any], rows: dict[Hashable, Any]) -> Finding:
+def _same(model: str, fold: Mapping[Any, Any], rows: Mapping[Any, Any]) -> Finding:
     wrong = [key for key in fold.keys() | rows.keys() if fold.get(key) != rows.get(key)]
     return _none(f"{model} equal a fold of the log", [str(key) for key in wrong], f"{len(rows)} rows")

@@ -53,7 +53,9 @@ class Books(msgspec.Struct, frozen=True):
 
 
 async def collect(application: App, ledgers: Path) -> Books:
-    """Best when nothing is moving; what moves meanwhile shows up as a difference, and is gone at the next reading."""
+    """Best when nothing is moving; what moves meanwhile shows up as a difference, and is gone at the next
+    reading.
+    """
     tables: dict[str, list[Row]] = {}
     logs: dict[str, list[Fact]] = {}
     async with application.connect(*TABLES):

@@ -3,9 +3,9 @@
     python -m examples.shop.child skald run examples.shop.app:app --service payments
     python -m examples.shop.child serve examples.shop.gateway:create
 
-``SHOP_LIFELINE`` is the reading end of a pipe whose other end only the supervisor holds: end of file means that it is
-gone, even after ``kill -9``, on Linux and macOS alike. ``SHOP_SOCKET`` is a listening socket that the supervisor keeps,
-so that a process that is killed and started again answers at the same address.
+``SHOP_LIFELINE`` is the reading end of a pipe whose other end only the supervisor holds: end of file means
+that it is gone, even after ``kill -9``, on Linux and macOS alike. ``SHOP_SOCKET`` is a listening socket that
+the supervisor keeps, so that a process that is killed and started again answers at the same address.
 """
 
 from __future__ import annotations

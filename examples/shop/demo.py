@@ -1,7 +1,8 @@
-"""``python -m examples.shop.demo``: the whole shop as separate processes, some hundred real orders, and a ledger.
+"""``python -m examples.shop.demo``: the whole shop as separate processes, some hundred real orders, and a
+ledger.
 
-Everything it writes is below ``.skald/`` of the current folder, which it empties at the start if it is its own. Exit
-status: 0 if the ledger balances, 1 if it does not, 2 if the demo could not begin.
+Everything it writes is below ``.skald/`` of the current folder, which it empties at the start if it is its
+own. Exit status: 0 if the ledger balances, 1 if it does not, 2 if the demo could not begin.
 """
 
 from __future__ import annotations
@@ -13,19 +14,17 @@ import json
 import os
 import shutil
 import signal
-import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
 import msgspec
 
-from examples.shop.supervisor import NotStarted, listen, url_of
-
-if TYPE_CHECKING:
-    from examples.shop.stage import Result
+from examples.shop.house import House, Used
+from examples.shop.stage import Result, Stage
+from examples.shop.supervisor import NotStarted
 
 FOLDER = Path(".skald")
 MARKER = "made-by-the-shop-demo"
@@ -54,21 +53,13 @@ class Options(msgspec.Struct, frozen=True):
 
 
 def options(arguments: list[str] | None = None) -> Options:
-    parser = argparse.ArgumentParser(
-        prog="demo", description="The shop: six services, real orders, and a ledger."
-    )
-    parser.add_argument(
-        "--serve", action="store_true", help="keep it running afterwards, for the page and the API"
-    )
+    parser = argparse.ArgumentParser(prog="demo", description="The shop: six services, real orders, and a ledger.")
+    parser.add_argument("--serve", action="store_true", help="keep it running afterwards, for the page and the API")
     parser.add_argument("--chaos", action="store_true", help="kill -9 processes at random while orders flow")
-    parser.add_argument(
-        "--store", default=f"sqlite:{FOLDER}", help="sqlite:FOLDER or postgresql://… (%(default)s)"
-    )
+    parser.add_argument("--store", default=f"sqlite:{FOLDER}", help="sqlite:FOLDER or postgresql://… (%(default)s)")
     parser.add_argument("--orders", type=int, default=300, help="how many (%(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="draws the same orders again (%(default)s)")
-    parser.add_argument(
-        "--json", action="store_true", help="print the ledger as one JSON object, and nothing else"
-    )
+    parser.add_argument("--json", action="store_true", help="print the ledger as one JSON object, and nothing else")
     given = parser.parse_args(arguments)
     if given.orders < 0:
         parser.error("--orders is 0 or more")
@@ -80,9 +71,7 @@ def own_folder(folder: Path) -> Iterator[Path]:
     """The folder, empty, and nobody else's while the demo runs. Only one that a demo has made is emptied."""
     marker = folder / MARKER
     if folder.is_symlink() or (folder.exists() and any(folder.iterdir()) and not marker.exists()):
-        raise Refused(
-            f"{folder}/ was not made by the demo, so it is left alone: move it away or start elsewhere"
-        )
+        raise Refused(f"{folder}/ was not made by the demo, so it is left alone: move it away or start elsewhere")
     folder.mkdir(exist_ok=True)
     with marker.open("a+") as held:
         try:
@@ -101,37 +90,24 @@ def own_folder(folder: Path) -> Iterator[Path]:
         yield folder
 
 
-def prepare(chosen: Options, folder: Path) -> dict[str, socket.socket]:
-    """Sockets for everything that is called, and the environment that tells everybody where."""
-    sockets = {"gateway": listen(PREFERRED_PORT)}
-    sockets |= {name: listen(0) for name in ("catalogue", "keyed", "keyless")}
-    os.environ["SKALD_STORE"] = chosen.store
-    os.environ["SHOP_LEDGERS"] = str(folder / "providers")
-    for name in ("catalogue", "keyed", "keyless"):
-        os.environ[f"SHOP_{name.upper()}_URL"] = url_of(sockets[name])
-    for name, value in PACE.items():
-        os.environ.setdefault(name, value)
-    return sockets
-
-
 async def run(chosen: Options, folder: Path, out: TextIO) -> int:
     task = asyncio.current_task()
     assert task is not None
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)
-    sockets = prepare(chosen, folder)
-    # Settings are read from the environment when the shop is imported, so it is imported only now.
-    from examples.shop.stage import Stage
-
-    async with Stage(chosen, folder, sockets, out) as stage:
-        result = await stage.perform()
+    pace = {name: os.environ.get(name, value) for name, value in PACE.items()}
+    house = House(folder, chosen.store, port=PREFERRED_PORT, settings=pace)
+    try:
+        result = await Stage(house, chosen.orders, chosen.seed, chosen.chaos, out).perform()
         if chosen.json:
             print(json.dumps(result.as_dict()), flush=True)
         else:
             report(result, out)
         if chosen.serve:
-            print(f"Serving {url_of(sockets['gateway'])}/ until Ctrl-C.", file=out, flush=True)
+            print(f"Serving {house.url}/ until Ctrl-C.", file=out, flush=True)
             await asyncio.Event().wait()
+    finally:
+        await house.close()
     return 0 if result.audit.balanced else 1
 
 
@@ -176,7 +152,7 @@ def main() -> int:
     try:
         with own_folder(FOLDER) as folder:
             return asyncio.run(run(chosen, folder, out))
-    except (Refused, NotStarted) as refusal:
+    except (Refused, Used, NotStarted) as refusal:
         print(f"demo: {refusal}", file=sys.stderr)
         return 2
     except asyncio.CancelledError:

@@ -31,9 +31,7 @@ class Problem(Exception):
             "detail": self.detail,
             **self.more,
         }
-        headers = (
-            {"Retry-After": str(max(1, round(self.retry_after)))} if self.retry_after is not None else None
-        )
+        headers = {"Retry-After": str(max(1, round(self.retry_after)))} if self.retry_after is not None else None
         return JSONResponse(body, self.status, headers, media_type="application/problem+json")
 
 
@@ -57,9 +55,7 @@ async def answer(request: Request, error: Exception) -> JSONResponse:
     return (problem_for(error) or Problem(500, "this is our fault, and it was logged")).response()
 
 
-HANDLERS: Mapping[Any, Any] = {
-    kind: answer for kind in (Problem, Overloaded, StoreError, Stopped, HTTPException)
-}
+HANDLERS: Mapping[Any, Any] = {kind: answer for kind in (Problem, Overloaded, StoreError, Stopped, HTTPException)}
 
 
 class Door:

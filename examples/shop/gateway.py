@@ -1,7 +1,8 @@
 """The gateway: the HTTP face of the orders service, a process on its database, and the customer's page.
 
-An order is answered with 202 when it is durable: its row, OrderPlaced and the record of the ``Idempotency-Key`` are one
-commit. What becomes of it is told by ``GET /orders/{id}`` and, live, by ``GET /orders/{id}/events``.
+An order is answered with 202 when it is durable: its row, OrderPlaced and the record of the
+``Idempotency-Key`` are one commit. What becomes of it is told by ``GET /orders/{id}`` and, live, by ``GET
+/orders/{id}/events``.
 """
 
 from __future__ import annotations
@@ -148,9 +149,7 @@ class Gateway:
                 raise Problem(404, f"there is no order {order_id!r}")
             if refusal := await ask_to_cancel(tx, order, wish.reason):
                 raise Problem(409, refusal)
-        return JSONResponse(
-            {"order_id": order_id, "status": order["status"]}, 202, {"Location": f"/orders/{order_id}"}
-        )
+        return JSONResponse({"order_id": order_id, "status": order["status"]}, 202, {"Location": f"/orders/{order_id}"})
 
     async def _order(self, order_id: str) -> dict[str, Any]:
         rows = await self._orders.fetch("SELECT * FROM orders WHERE order_id = :id", id=order_id)
@@ -185,9 +184,7 @@ class Gateway:
         return FileResponse(PAGE, media_type="text/html; charset=utf-8", headers=PAGE_HEADERS)
 
     async def prices(self, request: Request) -> Response:
-        return JSONResponse(
-            await self._orders.fetch("SELECT sku, name, price, note FROM prices ORDER BY note, sku")
-        )
+        return JSONResponse(await self._orders.fetch("SELECT sku, name, price, note FROM prices ORDER BY note, sku"))
 
     async def health(self, request: Request) -> Response:
         return JSONResponse({"status": "ok"}, headers=NO_STORE)

@@ -1,7 +1,7 @@
 """Inventory: the articles, how many there are, and who has reserved them.
 
-Everything happens in its own tables, so its handlers take the transaction. A reservation's id is its order's, and its
-row is the guard: RESERVED or REJECTED once, then RELEASED or SHIPPED once.
+Everything happens in its own tables, so its handlers take the transaction. A reservation's id is its order's,
+and its row is the guard: RESERVED or REJECTED once, then RELEASED or SHIPPED once.
 """
 
 from __future__ import annotations

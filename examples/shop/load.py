@@ -1,7 +1,7 @@
 """The customers of the demo: each places an order, watches until it is settled, and some think again.
 
-What they do is drawn from a seed. A request without an answer is repeated with the same Idempotency-Key, as often as it
-takes, so that whatever is killed, no order is placed twice and none is lost.
+What they do is drawn from a seed. A request without an answer is repeated with the same Idempotency-Key, as
+often as it takes, so that whatever is killed, no order is placed twice and none is lost.
 """
 
 from __future__ import annotations
@@ -106,15 +106,11 @@ async def _order(http: httpx.AsyncClient, plan: Plan, tally: Tally) -> None:
         if plan.ordinary:
             tally.latencies.append(time.perf_counter() - started)
         if plan.cancels:
-            await _post(
-                http, f"/orders/{order_id}/cancel", {"reason": "second thoughts"}, f"{plan.key}-c", tally
-            )
+            await _post(http, f"/orders/{order_id}/cancel", {"reason": "second thoughts"}, f"{plan.key}-c", tally)
             tally.placed[order_id] = await _settled(http, order_id, tally)
 
 
-async def _post(
-    http: httpx.AsyncClient, path: str, body: dict[str, Any], key: str, tally: Tally
-) -> httpx.Response:
+async def _post(http: httpx.AsyncClient, path: str, body: dict[str, Any], key: str, tally: Tally) -> httpx.Response:
     for attempt in range(1_000_000):
         try:
             response = await http.post(path, json=body, headers={"Idempotency-Key": key})

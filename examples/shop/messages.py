@@ -1,8 +1,8 @@
 """What the six services tell each other.
 
-Every event on the way forward carries the whole order (event-carried state transfer), so that no service has to ask
-another one, or to wait for a message from a third: messages of different origins arrive in any order. Messages that
-undo something carry the reason and the id of the effect that they undo. Money is in cents.
+Every event on the way forward carries the whole order (event-carried state transfer), so that no service has
+to ask another one, or to wait for a message from a third: messages of different origins arrive in any order.
+Messages that undo something carry the reason and the id of the effect that they undo. Money is in cents.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Notifications: tells the customer by e-mail, SMS and push. Nobody waits for it, and nothing fails with it.
 
-The provider honours no idempotency keys but can be asked: before anything is sent a second time, it is. A message that
-cannot be delivered is tried again and then parked for a person; later ones to the same customer about the same order
-wait behind it, those of other orders do not.
+The provider honours no idempotency keys but can be asked: before anything is sent a second time, it is. A
+message that cannot be delivered is tried again and then parked for a person; later ones to the same customer
+about the same order wait behind it, those of other orders do not.
 """
 
 from __future__ import annotations
@@ -54,9 +54,7 @@ async def push(event: OrderConfirmed | OrderCompleted, messenger: Messenger, att
 async def _tell(channel: str, event: Told, messenger: Messenger, attempt: Attempt) -> None:
     again = attempt.number > 1 or attempt.unknown
     if not (again and await messenger.sent(attempt.key)):
-        customer = (
-            event.order.customer if isinstance(event, OrderPlaced | PaymentProcessed) else event.customer
-        )
+        customer = event.order.customer if isinstance(event, OrderPlaced | PaymentProcessed) else event.customer
         await messenger.send(channel, event.order_id, customer, text_for(event), reference=attempt.key)
     async with notifications.transaction() as tx:
         await tx.execute(

@@ -81,9 +81,7 @@ REFUSALS = {
 
 
 def document(new_order: type, cancellation: type) -> Json:
-    _, schemas = msgspec.json.schema_components(
-        [new_order, cancellation], ref_template="#/components/schemas/{name}"
-    )
+    _, schemas = msgspec.json.schema_components([new_order, cancellation], ref_template="#/components/schemas/{name}")
     return {
         "openapi": "3.1.0",
         "info": {
@@ -99,7 +97,7 @@ def document(new_order: type, cancellation: type) -> Json:
 def _paths(new_order: str, cancellation: str) -> Json:
     order_id = {"name": "order_id", "in": "path", "required": True, "schema": {"type": "string"}}
     key = {"name": "Idempotency-Key", "in": "header", "schema": {"type": "string"}}
-    listing = [
+    listing: list[Json] = [
         {"name": "customer", "in": "query", "required": True, "schema": {"type": "string"}},
         {
             "name": "limit",
@@ -108,14 +106,10 @@ def _paths(new_order: str, cancellation: str) -> Json:
         },
         {"name": "cursor", "in": "query", "schema": {"type": "string"}},
     ]
-    stream = {
-        "200": {"description": "the order now and after each change", "content": {"text/event-stream": {}}}
-    }
+    stream = {"200": {"description": "the order now and after each change", "content": {"text/event-stream": {}}}}
     return {
         "/orders": {
-            "post": _post(
-                "Place an order", "durable, and being processed", new_order, [key], True, 400, 413, 422, 429
-            ),
+            "post": _post("Place an order", "durable, and being processed", new_order, [key], True, 400, 413, 422, 429),
             "get": _get("The orders of a customer, newest first", _json(200, "a page", "Page"), listing, 400),
         },
         "/orders/{order_id}": {"get": _get("One order", _json(200, "the order", "Order"), [order_id], 404)},
@@ -133,9 +127,7 @@ def _paths(new_order: str, cancellation: str) -> Json:
                 422,
             )
         },
-        "/orders/{order_id}/events": {
-            "get": _get("Its changes, live, until it is settled", stream, [order_id], 404)
-        },
+        "/orders/{order_id}/events": {"get": _get("Its changes, live, until it is settled", stream, [order_id], 404)},
         "/prices": {"get": _get("What can be ordered", _list("Price"), [])},
         "/health": {"get": _get("The process is alive", {"200": {"description": "it is"}}, [])},
         "/ready": {"get": _get("Orders can be placed", {"200": {"description": "they can"}}, [])},

@@ -1,8 +1,8 @@
 """Orders: takes them, follows what becomes of them, and tells how they end.
 
-PENDING → CONFIRMED | CANCELLED, CONFIRMED → CANCELLED | COMPLETED. Messages about one order come from four origins, in
-order from each and in any order between them, so every change of state names the states it may start from, and a
-message that comes too late or twice changes nothing.
+PENDING → CONFIRMED | CANCELLED, CONFIRMED → CANCELLED | COMPLETED. Messages about one order come from four
+origins, in order from each and in any order between them, so every change of state names the states it may
+start from, and a message that comes too late or twice changes nothing.
 """
 
 from __future__ import annotations
@@ -86,7 +86,8 @@ async def _line(tx: Transaction, sku: str, quantity: int) -> Line:
 async def ask_to_cancel(tx: Transaction, order: Mapping[str, Any], reason: str) -> str | None:
     """Begins the cancellation of an order (its row), or returns what the customer is told instead.
 
-    Asking twice begins it once. Whether it succeeds is for the carrier to say: the parcel may be leaving just now.
+    Asking twice begins it once. Whether it succeeds is for the carrier to say: the parcel may be leaving just
+    now.
     """
     if order["status"] == "CANCELLED":
         return "the order is already cancelled"
@@ -158,9 +159,7 @@ async def confirm(event: ShipmentScheduled, tx: Transaction) -> OrderConfirmed |
 
 
 @orders.on(PaymentFailed, PaymentRefunded)
-async def close(
-    event: PaymentFailed | PaymentRefunded | InventoryRejected, tx: Transaction
-) -> OrderCancelled | None:
+async def close(event: PaymentFailed | PaymentRefunded | InventoryRejected, tx: Transaction) -> OrderCancelled | None:
     """The last thing undone is the payment, so the order ends with it."""
     row = await tx.fetch_one(
         "UPDATE orders SET status = 'CANCELLED', reason = :reason, cancelling = 0, revision = revision + 1"
@@ -226,7 +225,9 @@ async def catalogue() -> AsyncIterator[Catalogue]:
 
 @orders.on(CatalogueItemChanged)
 async def fetch_price(event: CatalogueItemChanged, catalogue: Catalogue) -> PriceChanged:
-    """The notification is bare, so the article is looked up: without a transaction, because this takes a while."""
+    """The notification is bare, so the article is looked up: without a transaction, because this takes a
+    while.
+    """
     item = await catalogue.item(event.sku)
     return PriceChanged(item.sku, item.name, item.price, item.note, item.version)
 

@@ -1,6 +1,7 @@
 """The parcel's way, told by a person: ``python -m examples.shop.parcels picked-up|delivered ORDER_ID …``.
 
-In life the carrier would call. It is asked first, because it decides; what it says is published from ordinary code.
+In life the carrier would call. It is asked first, because it decides; what it says is published from ordinary
+code.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Payments: charges the card when an order was placed, and gives the money back when the order comes to nothing.
+"""Payments: charges the card when an order was placed, and gives the money back when the order comes to
+nothing.
 
-A handler that calls the card gateway holds no transaction. Its attempt's key makes the repeat of a call harmless, what
-it returns is published, and the service reads its own events to keep its books.
+A handler that calls the card gateway holds no transaction. Its attempt's key makes the repeat of a call
+harmless, what it returns is published, and the service reads its own events to keep its books.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Shipping: gets a label from the carrier, and cancels it while the parcel has not been picked up.
 
-The carrier decides what is still possible, so it is always asked; the shipments table is what this service has heard.
+The carrier decides what is still possible, so it is always asked; the shipments table is what this service
+has heard.
 """
 
 from __future__ import annotations
@@ -70,7 +71,9 @@ async def cancel(
 
 @shipping.on(ShipmentFailed, retry=UNDO)
 async def withdraw(event: ShipmentFailed, carrier: Carrier, attempt: Attempt) -> None:
-    """A label that nobody heard of may exist: withdraws it, and has the carrier refuse one that is on its way."""
+    """A label that nobody heard of may exist: withdraws it, and has the carrier refuse one that is on its
+    way.
+    """
     await carrier.withdraw(event.order_id, event.reason, key=attempt.key)
 
 

@@ -1,38 +1,30 @@
-"""One performance of the demo: start the processes, let the customers in, wait for rest, audit, compare."""
+"""One performance of the demo: let the customers in, wait for rest, audit, compare, and tell about it."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import time
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, TextIO
 
-import httpx
 import msgspec
 
-from examples.shop import seed, synchronous
-from examples.shop.app import app
-from examples.shop.audit import Audit, audit
-from examples.shop.books import collect
+from examples.shop import synchronous
+from examples.shop.audit import Audit
 from examples.shop.chaos import Havoc
-from examples.shop.demo import Options, Refused
-from examples.shop.load import Tally, percentile, place_all, plans
-from examples.shop.orders import orders
-from examples.shop.settings import settings
-from examples.shop.supervisor import Child, NotStarted, Supervisor, listen, url_of
+from examples.shop.house import House, providers, until_ready, without_password
+from examples.shop.load import Plan, Tally, percentile, place_all, plans
+from examples.shop.settings import Settings
+from examples.shop.supervisor import Supervisor, listen, url_of
 
 CUSTOMERS = 12
 """At a time."""
 COMPARED = 60
 """Orders placed by synchronous calls."""
-READY_WITHIN = 60.0
 REST_WITHIN = 60.0
 SHOW_EVERY = (0.2, 2.0)
 """Seconds between two looks at the progress, on a terminal and elsewhere."""
-SHOP = "examples.shop"
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -47,9 +39,9 @@ class Result(msgspec.Struct, frozen=True):
 
     def times(self) -> str:
         text = f"POST to CONFIRMED {_spread(self.latencies)}"
-        return (
-            f"{text}; the same by synchronous calls {_spread(self.synchronous)}" if self.synchronous else text
-        )
+        if self.synchronous:
+            text += f"; the same by synchronous calls, on SQLite: {_spread(self.synchronous)}"
+        return text
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -72,155 +64,94 @@ def _spread(seconds: list[float]) -> str:
 
 
 class Stage:
-    """Everything started is stopped when the block ends."""
-
-    def __init__(self, chosen: Options, folder: Path, sockets: dict[str, socket.socket], out: TextIO) -> None:
-        self._chosen, self._folder, self._out = chosen, folder, out
-        self._url = url_of(sockets["gateway"])
-        self._supervisor = Supervisor(folder, _children(sockets), os.environ)
-        self._havoc = Havoc(self._supervisor, chosen.seed)
+    def __init__(self, house: House, number: int, seed: int, chaos: bool, out: TextIO) -> None:
+        self._house, self._chaos, self._out = house, chaos, out
+        self._plans = plans(number, seed)
+        self._havoc = Havoc(house.supervisor, seed)
         self._tally = Tally()
 
-    async def __aenter__(self) -> Stage:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._supervisor.stop()
-
     async def perform(self) -> Result:
-        self._say(
-            f"The shop on {_public(self._chosen.store)}: six services, gateway, catalogue and two providers,"
-        )
-        self._say(f"each a process (ids in {self._folder}/run, output in {self._folder}/log).")
-        await self._open()
-        self._say(f"Page {self._url}/  API {self._url}/openapi.json")
+        folder = self._house.folder
+        self._say(f"The shop on {without_password(self._house.store)}: each of the six services, the gateway,")
+        self._say(f"the catalogue and two providers is a process (ids in {folder}/run, output in {folder}/log).")
+        await self._house.open()
+        self._say(f"Page {self._house.url}/  API {self._house.url}/openapi.json")
         started = time.perf_counter()
         await self._let_customers_in()
-        finding = await self._rest()
+        found = await self._rest()
         seconds = time.perf_counter() - started
-        compared = [] if self._chosen.chaos or not self._chosen.orders else await self._compare()
+        todo = [plan for plan in self._plans if plan.ordinary][:COMPARED]
         return Result(
-            audit=finding,
+            audit=found,
             seconds=seconds,
             latencies=self._tally.latencies,
-            synchronous=compared,
+            synchronous=await self._compare(todo) if todo and not self._chaos else [],
             kills=self._havoc.kills,
-            restarts=self._supervisor.restarts,
+            restarts=self._house.supervisor.restarts,
             repeated=self._tally.repeated,
         )
 
     # --- scenes ---------------------------------------------------------------------------------------------
 
-    async def _open(self) -> None:
-        await app.migrate()
-        async with app.connect("orders"):
-            known = await orders.fetch("SELECT COUNT(*) AS number FROM orders")
-        if known[0]["number"]:
-            names = ", ".join(app.services)
-            raise Refused(
-                f"{_public(self._chosen.store)} holds orders of an earlier run, and their ledgers are gone. To start "
-                f"clean, on PostgreSQL: DROP SCHEMA {names} CASCADE; on SQLite: delete the folder"
-            )
-        await seed.main()
-        self._supervisor.start()
-        await _until_ready(self._url, self._supervisor)
-
     async def _let_customers_in(self) -> None:
-        todo = plans(self._chosen.orders, self._chosen.seed)
-        chaos = ", with kill -9 at random" if self._chosen.chaos else ""
-        self._say(f"{len(todo)} orders by {CUSTOMERS} customers at a time (seed {self._chosen.seed}){chaos}:")
-        showing = asyncio.create_task(self._show_progress(len(todo)))
-        havoc = asyncio.create_task(self._havoc.run()) if self._chosen.chaos else None
+        chaos = ", while processes are killed with kill -9" if self._chaos else ""
+        self._say(f"{len(self._plans)} orders, {CUSTOMERS} customers at a time{chaos}:")
+        tasks = [asyncio.create_task(self._show_progress())]
+        if self._chaos:
+            tasks.append(asyncio.create_task(self._havoc.run()))
         try:
-            await place_all(self._url, todo, self._tally, CUSTOMERS)
+            await place_all(self._house.url, self._plans, self._tally, CUSTOMERS)
         finally:
-            for task in (showing, havoc):
-                if task is not None:
-                    task.cancel()
-                    with suppress(asyncio.CancelledError):
-                        await task
-        self._show(len(todo), last=True)
+            for task in tasks:
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
+        self._show(last=True)
 
     async def _rest(self) -> Audit:
-        """Reads the ledger until it balances and nothing moves any more, or until no more patience is left."""
+        """Audits until the books balance and nothing moves any more, or until no more patience is left."""
         deadline, before = time.monotonic() + REST_WITHIN, None
         while True:
-            found = audit(await collect(app, self._folder / "providers"), self._tally.placed)
+            found = await self._house.audit(self._tally.placed)
             if (found.balanced and found == before) or time.monotonic() > deadline:
                 return found
             before = found
             await asyncio.sleep(0.3)
 
-    async def _compare(self) -> list[float]:
+    async def _compare(self, todo: list[Plan]) -> list[float]:
         """The same orders by synchronous calls, on a store and with providers of their own."""
-        folder = self._folder / "synchronous"
+        folder = self._house.folder / "synchronous"
         sockets = {name: listen(0) for name in ("keyed", "keyless")}
         ledgers = {"SHOP_LEDGERS": str(folder / "providers")}
-        providers = Supervisor(folder, _providers(sockets), {**os.environ, **ledgers})
-        providers.start()
+        supervisor = Supervisor(folder, providers(sockets), {**os.environ, **ledgers})
+        supervisor.start()
         try:
             for opened in sockets.values():
-                await _until_ready(url_of(opened), providers, "/health")
-            todo = [plan for plan in plans(self._chosen.orders, self._chosen.seed) if plan.ordinary][
-                :COMPARED
-            ]
-            urls = {f"{name}_url": url_of(opened) for name, opened in sockets.items()}
-            calls = msgspec.structs.replace(settings, **urls)
+                await until_ready(url_of(opened), supervisor, "/health")
+            calls = Settings(keyed_url=url_of(sockets["keyed"]), keyless_url=url_of(sockets["keyless"]))
             return await synchronous.measure(f"sqlite:{folder}", calls, todo, CUSTOMERS)
         finally:
-            await providers.stop()
+            await supervisor.stop()
 
     # --- telling --------------------------------------------------------------------------------------------
 
     def _say(self, text: str) -> None:
         print(text, file=self._out, flush=True)
 
-    async def _show_progress(self, number: int) -> None:
+    async def _show_progress(self) -> None:
         while True:
             await asyncio.sleep(SHOW_EVERY[not self._out.isatty()])
-            self._show(number)
+            self._show()
 
-    def _show(self, number: int, last: bool = False) -> None:
+    def _show(self, last: bool = False) -> None:
         counts = self._tally.counts()
         line = (
-            f"  placed {len(self._tally.placed)}/{number}, confirmed {counts['CONFIRMED']}, "
+            f"  placed {len(self._tally.placed)}/{len(self._plans)}, confirmed {counts['CONFIRMED']}, "
             f"cancelled {counts['CANCELLED']}, in process {counts['PENDING']}"
         )
-        if self._chosen.chaos:
-            line += f", killed {self._havoc.kills}, started again {self._supervisor.restarts}"
+        if self._chaos:
+            line += f", killed {self._havoc.kills}, started again {self._house.supervisor.restarts}"
         if self._out.isatty():
             print(f"\r\033[K{line}", end="\n" if last else "", file=self._out, flush=True)
         else:
             self._say(line)
-
-
-def _children(sockets: dict[str, socket.socket]) -> list[Child]:
-    services = [Child(name, ("skald", "run", f"{SHOP}.app:app", "--service", name)) for name in app.services]
-    faces = [
-        Child(name, ("serve", f"{SHOP}.{name}:create"), sockets[name]) for name in ("gateway", "catalogue")
-    ]
-    return [*_providers(sockets), *services, *faces]
-
-
-def _providers(sockets: dict[str, socket.socket]) -> list[Child]:
-    return [
-        Child(name, ("serve", f"{SHOP}.providers.{name}:app"), sockets[name]) for name in ("keyed", "keyless")
-    ]
-
-
-async def _until_ready(url: str, supervisor: Supervisor, path: str = "/ready") -> None:
-    deadline = time.monotonic() + READY_WITHIN
-    async with httpx.AsyncClient(base_url=url, timeout=2.0) as http:
-        while time.monotonic() < deadline:
-            supervisor.check()
-            with suppress(httpx.TransportError):
-                if (await http.get(path)).status_code == 200:
-                    return
-            await asyncio.sleep(0.05)
-    raise NotStarted(f"{url}{path} was not ready within {READY_WITHIN:g} s; look into the log folder")
-
-
-def _public(store: str) -> str:
-    """The store's URL without a password."""
-    scheme, mark, rest = store.partition("://")
-    return f"{scheme}{mark}{rest.rpartition('@')[2]}" if mark else store

@@ -1,7 +1,8 @@
-"""The same business in another order of steps: the stock is reserved first, and the card is charged after that.
+"""The same business in another order of steps: the stock is reserved first, and the card is charged after
+that.
 
-The functions are those of the shop; what differs is who listens to what. A payment that fails now has to give the stock
-back, and the inventory service does so by itself, because it hears of it.
+The functions are those of the shop; what differs is who listens to what. A payment that fails now has to give
+the stock back, and the inventory service does so by itself, because it hears of it.
 """
 
 from __future__ import annotations

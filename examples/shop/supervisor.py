@@ -1,6 +1,8 @@
 """Keeps the demo's processes: starts them, starts again whichever dies, and stops them all.
 
-A process that was killed is started again at once; one that ends by itself soon after its start waits, longer each time. Process ids are in ``run/NAME.pid``, output in ``log/NAME.log``. Nothing outlives the supervisor (see ``child``).
+A process that was killed is started again at once; one that ends by itself soon after its start waits, longer
+each time. Process ids are in ``run/NAME.pid``, output in ``log/NAME.log``. Nothing outlives the supervisor
+(see ``child``).
 """
 
 from __future__ import annotations
@@ -11,7 +13,8 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 BACKOFF = (0.05, 0.2, 0.5, 1.0, 2.0, 5.0)
@@ -34,6 +37,8 @@ class Child:
         self.starts = 0
         self.failures = 0
         """Ends in a row, each by itself and soon after the start."""
+        self.allowed = asyncio.Event()
+        self.allowed.set()
 
     @property
     def alive(self) -> bool:
@@ -42,10 +47,10 @@ class Child:
 
 class Supervisor:
     def __init__(self, folder: Path, children: Iterable[Child], environment: Mapping[str, str]) -> None:
-        self._run, self._logs = folder / "run", folder / "log"
+        self._run, self.logs = folder / "run", folder / "log"
         self.children = {child.name: child for child in children}
         self._environment = dict(environment)
-        self._lifeline = os.pipe()
+        self._lifeline: tuple[int, ...] = os.pipe()
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
 
@@ -54,7 +59,7 @@ class Supervisor:
         return sum(max(0, child.starts - 1) for child in self.children.values())
 
     def start(self) -> None:
-        for folder in (self._run, self._logs):
+        for folder in (self._run, self.logs):
             folder.mkdir(parents=True, exist_ok=True)
         self._tasks = [asyncio.create_task(self._keep(child)) for child in self.children.values()]
 
@@ -65,6 +70,18 @@ class Supervisor:
             return False
         child.process.kill()
         return True
+
+    @asynccontextmanager
+    async def down(self, name: str) -> AsyncIterator[None]:
+        """Killed, and not started again before the block ends."""
+        child = self.children[name]
+        child.allowed.clear()
+        try:
+            if self.kill(name) and child.process is not None:
+                await child.process.wait()
+            yield
+        finally:
+            child.allowed.set()
 
     async def stop(self) -> None:
         """Asks all to stop, ends those that do not, and waits until no one is left. May be called twice."""
@@ -85,22 +102,25 @@ class Supervisor:
             await asyncio.gather(*(process.wait() for process in living))
         for child in self.children.values():
             (self._run / f"{child.name}.pid").unlink(missing_ok=True)
+        for end in self._lifeline:
+            os.close(end)
+        self._lifeline = ()
 
-    def check(self) -> None:
-        """Raises ``NotStarted`` if a process does nothing but die."""
+    async def tick(self, seconds: float = 0.05) -> None:
+        """A pause of whoever waits for the processes; raises ``NotStarted`` if one does nothing but end."""
         for child in self.children.values():
             if child.failures >= len(BACKOFF) - 1:
-                raise NotStarted(
-                    f"{child.name} does not stay alive; its last words:\n{self._last_words(child.name)}"
-                )
+                raise NotStarted(f"{child.name} does not stay alive; it said:\n{self._last_words(child.name)}")
+        await asyncio.sleep(seconds)
 
     def _last_words(self, name: str) -> str:
-        return "\n".join((self._logs / f"{name}.log").read_text(errors="replace").splitlines()[-15:])
+        return "\n".join((self.logs / f"{name}.log").read_text(errors="replace").splitlines()[-15:])
 
     # --- one child ------------------------------------------------------------------------------------------
 
     async def _keep(self, child: Child) -> None:
         while not self._stopping:
+            await child.allowed.wait()
             started = time.monotonic()
             child.process = process = await self._spawn(child)
             child.starts += 1
@@ -117,7 +137,7 @@ class Supervisor:
         if child.listens is not None:
             kept.append(child.listens.fileno())
             environment["SHOP_SOCKET"] = str(child.listens.fileno())
-        with (self._logs / f"{child.name}.log").open("ab") as log:
+        with (self.logs / f"{child.name}.log").open("ab") as log:
             return await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",

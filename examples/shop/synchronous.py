@@ -1,7 +1,8 @@
-"""The same work done by synchronous calls: one function calls one service after another, and the customer waits.
+"""The same work done by synchronous calls: one function calls one service after another, and the customer
+waits.
 
-It uses the very same functions, which shows that handlers are plain functions. What is lost is not speed but what the
-messages give: a process that dies here in the middle leaves a charged card and no order.
+It uses the very same functions, which shows that handlers are plain functions. What is lost is not speed but
+what the messages give: a process that dies here in the middle leaves a charged card and no order.
 """
 
 from __future__ import annotations

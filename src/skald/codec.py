@@ -59,7 +59,7 @@ class _Refused(Exception):
 
 
 def _short(text: str) -> str:  # errors are logged and stored
-    return (text if len(text) <= 300 else text[:299] + "…").encode("utf-8", "backslashreplace").decode()
+    return (text if len(text) <= 500 else text[:499] + "…").encode("utf-8", "backslashreplace").decode()
 
 
 def _step(key: object) -> str:
@@ -76,7 +76,7 @@ def _walk(sent: Any, read: Any, depth: int) -> None:
 
 
 def _deeper(depth: int) -> int:
-    if depth >= MAX_DEPTH:
+    if depth > MAX_DEPTH:
         raise _Refused(_TOO_DEEP)
     return depth + 1
 
@@ -292,7 +292,7 @@ _sorted = msgspec.json.Encoder(enc_hook=_enc_hook, order="deterministic").encode
 def _write_sorted(message: Any) -> bytes:
     try:
         return _sorted(message)
-    except TypeError:  # elements that cannot be compared, such as Structs
+    except TypeError:  # elements that cannot be compared, such as Structs, or a dict whose keys are no text
         return _plain(message)
 
 

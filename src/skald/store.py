@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import msgspec
 
@@ -112,8 +112,8 @@ class Log(Protocol):
         """The position before the first record that was appended at ``time`` (microseconds) or later."""
         ...
 
-    async def floor(self) -> int:
-        """Retention has deleted positions at or below this one; 0 if it never did."""
+    async def floor(self, types: Collection[str] | None = None) -> int:
+        """Retention has deleted messages at or below this position, of these types or of any; 0 if it never did."""
         ...
 
     def listen(self, heard: Callable[[], None]) -> Callable[[], None]:
@@ -134,6 +134,16 @@ class Member(msgspec.Struct, frozen=True):
     pid: int
     start_time: int
     expires_at: int = 0
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """Something about a database that its operator should know."""
+
+    level: Literal["error", "warning", "info"]
+    what: str
+    """A short name that stays the same: ``horizon``, ``wal_size``."""
+    detail: str
+    remedy: str = ""
 
 
 class Membership(Protocol):
@@ -208,4 +218,12 @@ class Store(Protocol):
 
     async def pending_migrations(self, directory: Path | None = None) -> list[tuple[str, str]]:
         """Names and texts of the SQL files that ``migrate`` would apply."""
+        ...
+
+    async def diagnose(self) -> list[Finding]:
+        """What is wrong, or soon will be, with this database itself. Also for a store that could not be opened."""
+        ...
+
+    async def tidy(self) -> int:
+        """Deletes what the store keeps for itself and nobody needs any more; returns the number of rows."""
         ...

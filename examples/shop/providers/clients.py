@@ -1,4 +1,6 @@
-"""The clients of the two providers. No answer in time, or an answer of 5xx, is ``Unavailable``: the outcome is open."""
+"""The clients of the two providers. No answer in time, or an answer of 5xx, is ``Unavailable``: the outcome
+is open.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +63,9 @@ class Carrier(_Client):
         return await self._effect("/labels", key, reference=order_id, skus=list(skus))
 
     async def withdraw(self, order_id: str, reason: str, *, key: str) -> Answer:
-        """Cancels the order's label, if there is one, unless the parcel was picked up; refuses any later label."""
+        """Cancels the order's label, if there is one, unless the parcel was picked up; refuses any later
+        label.
+        """
         return await self._effect("/withdrawals", key, reference=order_id, reason=reason)
 
     async def pick_up(self, order_id: str, *, key: str) -> Answer:

@@ -1,11 +1,13 @@
 """A provider that honours idempotency keys: a card gateway and a carrier behind one door.
 
-The same key gets the same answer, and there are never two effects per key, whatever happens in between. Refunding an
-order's charge, or withdrawing its label, closes the order here: a charge or label that arrives later (an attempt that
-was on its way) is refused. Every effect and every decision is a line of the ledger; what is not there did not happen.
+The same key gets the same answer, and there are never two effects per key, whatever happens in between.
+Refunding an order's charge, or withdrawing its label, closes the order here: a charge or label that arrives
+later (an attempt that was on its way) is refused. Every effect and every decision is a line of the ledger;
+what is not there did not happen.
 
-Cards and SKUs with a behaviour of their own are listed in the README of the example. ``POST /admin`` (from this
-machine only) switches paths off: ``{"down": ["charges"]}`` answers 503, ``{"silent": ["labels"]}`` never answers.
+Cards and SKUs with a behaviour of their own are listed in the README of the example. ``POST /admin`` (from
+this machine only) switches paths off: ``{"down": ["charges"]}`` answers 503, ``{"silent": ["labels"]}`` never
+answers.
 """
 
 from __future__ import annotations
@@ -68,14 +70,10 @@ class Desk:
     def withdrawals(self, key: str, order: str, body: dict[str, Any]) -> Entry:
         label = self._of(order).get("label")
         if "pickup" in self._of(order):
-            return self._write(
-                "withdrawal", key, order, status="handed over", original=self._of(order)["label"]["id"]
-            )
+            return self._write("withdrawal", key, order, status="handed over", original=self._of(order)["label"]["id"])
         if label is None or "withdrawal" in self._of(order):
             return self._write("withdrawal", key, order, status="nothing")
-        return self._write(
-            "withdrawal", key, order, status="done", original=label["id"], reason=body.get("reason")
-        )
+        return self._write("withdrawal", key, order, status="done", original=label["id"], reason=body.get("reason"))
 
     def pickups(self, key: str, order: str, body: dict[str, Any]) -> Entry:
         return self._move("pickup", key, order, after="label")

@@ -1,7 +1,7 @@
 """A provider that knows no idempotency keys, but can be asked what happened: e-mail, SMS and push.
 
-Whoever sends twice has sent twice. ``GET /messages?reference=…`` tells what was sent under a reference, and is to be
-asked before anything is repeated. ``POST /admin`` (from this machine only) switches channels off:
+Whoever sends twice has sent twice. ``GET /messages?reference=…`` tells what was sent under a reference, and
+is to be asked before anything is repeated. ``POST /admin`` (from this machine only) switches channels off:
 ``{"down": ["email"]}`` answers 503, ``{"silent": ["sms"]}`` sends and never answers.
 """
 

@@ -92,8 +92,10 @@ class PostgresLog:
         rows = await self._fetch("position_at", time, self._mark)
         return rows[0][0] if rows else (await self.end())[0]
 
-    async def floor(self) -> int:
-        return int((await self._fetch("floor"))[0][0])
+    async def floor(self, types: Collection[str] | None = None) -> int:
+        if types is None:
+            return int((await self._fetch("floor"))[0][0])
+        return int((await self._fetch("floor_of_types", list(types)))[0][0] or 0)
 
     def listen(self, heard: Callable[[], None]) -> Callable[[], None]:
         return self._opened().doorbell.listen(self._channel, heard)

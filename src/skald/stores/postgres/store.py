@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from skald.errors import ConfigurationError, Rejection
-from skald.store import Log, Membership, StoreFeatures
+from skald.store import Finding, Log, Membership, StoreFeatures
 from skald.stores.postgres.committer import Committer
 from skald.stores.postgres.connecting import check_url
+from skald.stores.postgres.diagnose import diagnose
 from skald.stores.postgres.failures import boundary
 from skald.stores.postgres.log import PostgresLog
 from skald.stores.postgres.members import PostgresMembership
 from skald.stores.postgres.migrate import Migrator
 from skald.stores.postgres.patience import WaitingRoom
+from skald.stores.postgres.statements import statements
 from skald.stores.postgres.transaction import Pool, PostgresTransaction, Row, fetch
 from skald.unit import Committed, Unit
 
@@ -107,6 +109,16 @@ class PostgresStore:
 
     async def pending_migrations(self, directory: Path | None = None) -> list[tuple[str, str]]:
         return [(m.name, m.text) for m in await self._migrator.pending(directory)]
+
+    async def diagnose(self) -> list[Finding]:
+        return await diagnose(self._url, self._schema, self.service)
+
+    async def tidy(self) -> int:
+        """Answers of groups that are older than a day: whoever lost a reply has looked it up long ago."""
+        async with self._pool.connection(reset=False) as connection:
+            with boundary():
+                status: str = await connection.execute(statements("commit", self._schema)["forget_old"])
+        return int(status.rpartition(" ")[2])
 
 
 async def _roll_back(outer: Any, connection: Any) -> None:

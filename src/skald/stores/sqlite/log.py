@@ -79,9 +79,12 @@ class SqliteLog:
         rows = await asyncio.to_thread(self._reader.scan, _SQL["position_at"], time)
         return rows[0][0] if rows else (await self.end())[0]
 
-    async def floor(self) -> int:
-        rows = self._reader.rows(_SQL["floor"])
-        return int(rows[0][0]) if rows else 0
+    async def floor(self, types: Collection[str] | None = None) -> int:
+        if types is None:
+            rows = self._reader.rows(_SQL["floor"])
+        else:
+            rows = self._reader.rows(_SQL["floor_of_types"], _json(types))
+        return int(rows[0][0] or 0) if rows else 0
 
     def listen(self, heard: Callable[[], None]) -> Callable[[], None]:
         stop_bell = doorbell.listen(self._path, heard)

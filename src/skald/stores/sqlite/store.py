@@ -5,6 +5,7 @@
     log.py          the log                                    doorbell.py    who hears of an append
     membership.py   leases, in a file of their own             migrations.py  numbered SQL files
     foreign.py      refuses a second copy of SQLite            connect.py     durable settings
+    diagnose.py     for its operator
 
 Reads and small commits run on the event loop, because they are shorter than a hop to a thread.
 """
@@ -20,8 +21,9 @@ from typing import Any
 
 from skald.clock import Clock, SystemClock
 from skald.errors import NestedCommit, Rejection, SchemaMismatch
-from skald.store import Row, StoreFeatures
+from skald.store import Finding, Row, StoreFeatures
 from skald.stores.sqlite import migrations
+from skald.stores.sqlite.diagnose import diagnose
 from skald.stores.sqlite.doorbell import Doorbell
 from skald.stores.sqlite.foreign import FileWatch
 from skald.stores.sqlite.log import SqliteLog
@@ -117,6 +119,13 @@ class SqliteStore:
     async def pending_migrations(self, directory: Path | None = None) -> list[tuple[str, str]]:
         files = await asyncio.to_thread(self._missing, directory)
         return [(file.name, file.text) for file in files]
+
+    async def diagnose(self) -> list[Finding]:
+        return await asyncio.to_thread(diagnose, self._path)
+
+    async def tidy(self) -> int:
+        """Nothing: commits leave no record of their own here."""
+        return 0
 
     def _missing(self, directory: Path | None) -> list[migrations.Migration]:
         wanted = migrations.all_migrations(directory)

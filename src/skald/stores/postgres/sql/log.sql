@@ -48,6 +48,7 @@ ORDER BY stream_version DESC LIMIT $3
 -- name: versions
 SELECT key, version FROM {schema}.skald_heads WHERE key = ANY ($1::text[])
 
+-- There is no index on ids, because no path that must be fast looks one up: this walks the log.
 -- name: find
 SELECT position, id::text, aggregatetype, aggregateid, slot, type, version, time, correlation_id, causation_id,
        traceparent, payload, stream, stream_version, 0, 0
@@ -59,23 +60,21 @@ FROM {schema}.skald_messages WHERE id = $1::text::uuid
 LIMIT 1
 
 -- name: end
-SELECT position, id::text
-FROM (
-    SELECT position, id FROM {schema}.skald_events WHERE position <= $1
-    UNION ALL
-    SELECT position, id FROM {schema}.skald_messages WHERE position <= $1
-) log
-ORDER BY position DESC LIMIT 1
+(SELECT position, id::text FROM {schema}.skald_events WHERE position <= $1 ORDER BY position DESC LIMIT 1)
+UNION ALL
+(SELECT position, id::text FROM {schema}.skald_messages WHERE position <= $1 ORDER BY position DESC LIMIT 1)
+ORDER BY 1 DESC LIMIT 1
 
+-- Times are the senders' and do not rise strictly, so there is nothing to search by halves: this walks the log.
 -- name: position_at
-SELECT position - 1
-FROM (
-    SELECT position, time FROM {schema}.skald_events WHERE position <= $2
-    UNION ALL
-    SELECT position, time FROM {schema}.skald_messages WHERE position <= $2
-) log
-WHERE time >= $1
-ORDER BY position LIMIT 1
+(SELECT position - 1 FROM {schema}.skald_events WHERE time >= $1 AND position <= $2 ORDER BY position LIMIT 1)
+UNION ALL
+(SELECT position - 1 FROM {schema}.skald_messages WHERE time >= $1 AND position <= $2 ORDER BY position LIMIT 1)
+ORDER BY 1 LIMIT 1
 
 -- name: floor
 SELECT value::bigint FROM {schema}.skald_meta WHERE key = 'floor'
+
+-- name: floor_of_types
+SELECT max(value::bigint) FROM {schema}.skald_meta
+WHERE key = ANY (SELECT 'floor:' || t.name FROM unnest($1::text[]) AS t (name))

@@ -58,5 +58,9 @@ SELECT position - 1 FROM (
 -- name: floor
 SELECT value FROM skald_meta WHERE key = 'floor'
 
+-- name: floor_of_types
+SELECT max(CAST(m.value AS INTEGER))
+FROM skald_meta m WHERE m.key IN (SELECT 'floor:' || t.value FROM json_each(?1) t)
+
 -- name: is_log
 SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'skald_events'

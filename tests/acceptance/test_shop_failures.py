@@ -1,0 +1,399 @@
+"""The failure table of the shop, row by row: processes on a real store, the failure injected, stored data asserted.
+
+Whatever a test broke, the audit at its end must balance: money, stock, labels, read models.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+import httpx
+import psycopg
+import pytest
+import pytest_asyncio
+
+from examples.shop.books import Fact, ledger
+from examples.shop.house import House
+from examples.shop.parcels import delivered, picked_up
+from examples.shop.providers.clients import Carrier
+from examples.shop.shipping import shipping
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+PACE = {
+    "SHOP_PATIENCE": "0.4",
+    "SHOP_CHARGE_DELAYS": "0.1,0.8",
+    "SHOP_LABEL_DELAYS": "0.1,0.1,0.2",
+    "SHOP_UNDO_DELAYS": "0.1,0.2,0.5,1,2,5",
+    "SHOP_NOTIFY_DELAYS": "0.05,0.1",
+}
+WITHIN = 30.0
+TEA = {"TEA-EARL": 2}
+TEA_COSTS = 2 * 5_90
+
+
+@pytest.fixture(scope="module", params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    if request.param == "sqlite":
+        yield f"sqlite:{tmp_path_factory.mktemp('shop')}"
+        return
+    server = request.getfixturevalue("postgres_server")
+    name = f"shop_{uuid4().hex[:12]}"
+    with psycopg.connect(server, autocommit=True) as admin:
+        admin.execute(f"CREATE DATABASE {name}")
+        yield urlsplit(server)._replace(path=f"/{name}").geturl()
+        admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def house(store: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House]:
+    async with House(tmp_path_factory.mktemp("house"), store, settings=PACE) as opened:
+        yield opened
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def shop(house: House) -> AsyncIterator[Shop]:
+    async with httpx.AsyncClient(base_url=house.url, timeout=10) as http:
+        shop = Shop(house, http)
+        yield shop
+        await shop.switch("keyed")
+        await shop.switch("keyless")
+
+
+class Shop:
+    """A customer, and somebody who breaks things."""
+
+    def __init__(self, house: House, http: httpx.AsyncClient) -> None:
+        self.house, self.http = house, http
+
+    async def place(self, items: dict[str, int] = TEA, card: str = "card-ok") -> str:
+        lines = [{"sku": sku, "quantity": quantity} for sku, quantity in items.items()]
+        body = {"customer": "ada@example.com", "items": lines, "card": card}
+        answer = await self.http.post("/orders", json=body)
+        assert answer.status_code == 202, answer.text
+        return str(answer.json()["order_id"])
+
+    async def order(self, order_id: str) -> dict[str, Any]:
+        answer = await self.http.get(f"/orders/{order_id}")
+        return answer.json()  # type: ignore[no-any-return]
+
+    async def settled(self, order_id: str) -> dict[str, Any]:
+        """The order once it is settled, as its events tell it."""
+        async with (
+            asyncio.timeout(WITHIN),
+            self.http.stream("GET", f"/orders/{order_id}/events", timeout=WITHIN) as events,
+        ):
+            event = ""
+            async for line in events.aiter_lines():
+                event = line[7:] if line.startswith("event: ") else event
+                if line.startswith("data: ") and event == "settled":
+                    return json.loads(line[6:])  # type: ignore[no-any-return]
+        raise AssertionError("the stream ended before the order was settled")
+
+    async def placed_and_settled(self, items: dict[str, int] = TEA, card: str = "card-ok") -> dict[str, Any]:
+        return await self.settled(await self.place(items, card))
+
+    async def switch(self, provider: str, **modes: list[str]) -> None:
+        answer = await self.http.post(f"{self.house.urls[provider]}/admin", json=modes)
+        assert answer.status_code == 200
+
+    async def until(self, holds: Callable[[], Awaitable[Any]]) -> Any:
+        """What ``holds`` returns, as soon as that is true."""
+        async with asyncio.timeout(WITHIN):
+            while not (found := await holds()):
+                await self.house.supervisor.tick()
+        return found
+
+    async def facts(self, order_id: str) -> dict[str, Fact]:
+        books = await self.house.books()
+        return {f.type: f for log in books.logs.values() for f in log if f.body.get("order_id") == order_id}
+
+    async def effects(self, order_id: str) -> list[tuple[str, str]]:
+        entries = ledger(self.house.ledgers / "keyed.jsonl")
+        return [(entry["kind"], entry["status"]) for entry in entries if entry["reference"] == order_id]
+
+    async def told(self, order_id: str) -> list[str]:
+        entries = ledger(self.house.ledgers / "keyless.jsonl")
+        return [entry["text"] for entry in entries if entry["order"] == order_id]
+
+    async def balanced(self) -> None:
+        """Waits until the consumers have caught up and every rule of the audit holds."""
+        found = await self.house.audit()
+        async with asyncio.timeout(WITHIN):
+            while not found.balanced:
+                await self.house.supervisor.tick()
+                found = await self.house.audit()
+
+
+def steps(order: dict[str, Any]) -> dict[str, str]:
+    return {step["name"]: step["state"] for step in order["steps"]}
+
+
+def follows(facts: dict[str, Fact], *types: str) -> None:
+    """Each of these messages was caused by the one before it, and all belong to one correlation."""
+    for earlier, later in zip(types, types[1:], strict=False):
+        assert facts[later].cause == facts[earlier].id, f"{later} does not follow from {earlier}"
+    assert len({facts[type].correlation for type in types}) == 1
+
+
+async def test_an_order_goes_through_and_everybody_knows(shop: Shop) -> None:
+    order = await shop.placed_and_settled()
+
+    assert (order["status"], order["total"], order["reason"]) == ("CONFIRMED", TEA_COSTS, None)
+    assert steps(order) == {"payment": "done", "inventory": "done", "shipping": "done"}
+    assert await shop.effects(order["order_id"]) == [("charge", "done"), ("label", "done")]
+    facts = await shop.facts(order["order_id"])
+    follows(facts, "OrderPlaced", "PaymentProcessed", "InventoryReserved", "ShipmentScheduled", "OrderConfirmed")
+    await shop.balanced()
+
+
+async def test_out_of_stock_after_payment(shop: Shop) -> None:
+    order = await shop.placed_and_settled({"POT-GOLD": 1, "TEA-EARL": 1})
+
+    assert (order["status"], order["reason"]) == ("CANCELLED", "POT-GOLD is out of stock")
+    assert steps(order) == {"payment": "undone", "inventory": "failed", "shipping": "pending"}
+    assert await shop.effects(order["order_id"]) == [("charge", "done"), ("refund", "done")]
+
+    async def with_the_refund() -> bool:
+        texts = await shop.told(order["order_id"])
+        return any("€1004.90 are on the way back" in text for text in texts)
+
+    await shop.until(with_the_refund)
+    await shop.balanced()
+
+
+async def test_card_declined(shop: Shop) -> None:
+    order = await shop.placed_and_settled(card="card-declined")
+
+    assert (order["status"], order["reason"]) == ("CANCELLED", "card declined: insufficient funds")
+    assert steps(order) == {"payment": "failed", "inventory": "pending", "shipping": "pending"}
+    assert await shop.effects(order["order_id"]) == [("charge", "declined")]
+    assert "InventoryReserved" not in await shop.facts(order["order_id"])
+    await shop.balanced()
+
+
+async def test_the_card_gateway_is_down(shop: Shop) -> None:
+    await shop.switch("keyed", down=["charges"])
+    order = await shop.placed_and_settled()
+
+    assert order["status"] == "CANCELLED"
+    assert "does not answer" in order["reason"]
+    assert retries(shop.house, "payments", order["order_id"], await shop.facts(order["order_id"])) == [1, 2]
+    await shop.balanced()
+
+
+async def test_the_card_gateway_comes_back_meanwhile(shop: Shop) -> None:
+    await shop.switch("keyed", down=["charges"])
+    order_id = await shop.place()
+
+    async def tried() -> bool:
+        return bool(retries(shop.house, "payments", order_id, await shop.facts(order_id)))
+
+    await shop.until(tried)
+    await shop.switch("keyed")
+
+    assert (await shop.settled(order_id))["status"] == "CONFIRMED"
+    assert await shop.effects(order_id) == [("charge", "done"), ("label", "done")]
+    await shop.balanced()
+
+
+async def test_a_charge_without_an_answer_is_asked_for_again_with_the_same_key(shop: Shop) -> None:
+    order = await shop.placed_and_settled(card="card-slow")
+
+    assert order["status"] == "CONFIRMED"
+    assert await shop.effects(order["order_id"]) == [("charge", "done"), ("label", "done")]
+    await shop.balanced()
+
+
+async def test_a_charge_that_is_never_answered_is_given_back(shop: Shop) -> None:
+    order = await shop.placed_and_settled(card="card-lost")
+
+    assert order["status"] == "CANCELLED"
+
+    async def refunded() -> bool:
+        return await shop.effects(order["order_id"]) == [("charge", "done"), ("refund", "done")]
+
+    await shop.until(refunded)
+    await shop.balanced()
+
+
+@pytest.mark.parametrize(
+    ("article", "at_the_carrier"),
+    [("ANVIL", [("withdrawal", "nothing")]), ("BALLOON", [("label", "done"), ("withdrawal", "done")])],
+)
+async def test_the_shipping_label_times_out(
+    shop: Shop, article: str, at_the_carrier: list[tuple[str, str]]
+) -> None:
+    order = await shop.placed_and_settled({article: 1})
+
+    assert order["status"] == "CANCELLED"
+    assert steps(order) == {"payment": "undone", "inventory": "undone", "shipping": "failed"}
+    facts = await shop.facts(order["order_id"])
+    follows(facts, "ShipmentFailed", "InventoryReleased", "PaymentRefunded", "OrderCancelled")
+    assert retries(shop.house, "shipping", order["order_id"], facts) == [1, 2, 3]
+    effects = await shop.effects(order["order_id"])
+    assert [effect for effect in effects if effect[0] in ("label", "withdrawal")] == at_the_carrier
+    await shop.balanced()
+
+
+async def test_the_customer_cancels_before_pick_up(shop: Shop) -> None:
+    order = await shop.placed_and_settled()
+    answer = await shop.http.post(f"/orders/{order['order_id']}/cancel", json={"reason": "too much tea"})
+
+    assert answer.status_code == 202
+    cancelled = await shop.settled(order["order_id"])
+    assert (cancelled["status"], cancelled["reason"]) == ("CANCELLED", "too much tea")
+    assert steps(cancelled) == {"payment": "undone", "inventory": "undone", "shipping": "undone"}
+    chain = ("CancelOrder", "CancelShipment", "ShipmentCancelled", "InventoryReleased", "PaymentRefunded", "OrderCancelled")
+    follows(await shop.facts(order["order_id"]), *chain)
+    kinds = [kind for kind, _ in await shop.effects(order["order_id"])]
+    assert kinds == ["charge", "label", "withdrawal", "refund"]
+
+    async def corrected() -> bool:
+        return any("We said that your order was confirmed" in text for text in await shop.told(order["order_id"]))
+
+    await shop.until(corrected)
+    await shop.balanced()
+
+
+async def test_after_the_hand_over_nothing_is_cancelled(shop: Shop) -> None:
+    order = await shop.placed_and_settled()
+    await carry(shop.house, picked_up, order["order_id"])
+
+    async def refused() -> httpx.Response | None:
+        answer = await shop.http.post(f"/orders/{order['order_id']}/cancel")
+        return answer if answer.status_code == 409 else None
+
+    answer = await shop.until(refused)
+    assert answer.json()["detail"] == "the parcel is already with the carrier"
+    assert answer.headers["content-type"] == "application/problem+json"
+    await shop.balanced()
+
+
+async def test_a_cancellation_that_comes_too_late_is_refused_by_the_carrier(shop: Shop) -> None:
+    """The parcel was picked up, and nobody in the shop has heard of it when the customer cancels."""
+    order = await shop.placed_and_settled()
+    carrier = Carrier(shop.house.urls["keyed"], 2)
+    await carrier.pick_up(order["order_id"], key="unheard-of")
+    await carrier.close()
+    answer = await shop.http.post(f"/orders/{order['order_id']}/cancel")
+
+    assert answer.status_code == 202
+    kept = await shop.settled(order["order_id"])
+    assert kept["status"] == "CONFIRMED"
+    assert kept["reason"] == "not cancelled: the parcel is already with the carrier"
+    assert ("refund", "done") not in await shop.effects(order["order_id"])
+    await shop.balanced()
+
+
+async def test_a_delivered_order_is_completed(shop: Shop) -> None:
+    order = await shop.placed_and_settled()
+    await carry(shop.house, delivered, order["order_id"])
+
+    async def completed() -> bool:
+        return (await shop.order(order["order_id"]))["status"] == "COMPLETED"
+
+    await shop.until(completed)
+    await shop.balanced()
+
+
+async def test_the_email_provider_is_down(shop: Shop) -> None:
+    await shop.switch("keyless", down=["email"])
+    order = await shop.placed_and_settled()
+
+    assert order["status"] == "CONFIRMED"
+    notifications = shop.house.app.service("notifications")
+
+    async def parked() -> list[dict[str, Any]]:
+        async with shop.house.app.connect("notifications"):
+            return await notifications.fetch(
+                "SELECT handler, error FROM skald_deliveries WHERE aggregateid = :id AND state = 'parked'",
+                id=order["order_id"],
+            )
+
+    rows = await shop.until(parked)
+    assert {row["handler"] for row in rows} == {"email"}
+    assert "Unavailable" in rows[0]["error"]
+    await shop.balanced()
+
+
+@pytest.mark.parametrize("service", ["payments", "inventory", "shipping", "orders"])
+async def test_a_service_is_down_for_long(shop: Shop, service: str) -> None:
+    async with shop.house.supervisor.down(service):
+        order_ids = [await shop.place() for _ in range(20)]
+        assert {(await shop.order(order_id))["status"] for order_id in order_ids} == {"PENDING"}
+
+    for order_id in order_ids:
+        assert (await shop.settled(order_id))["status"] == "CONFIRMED"
+    await shop.balanced()
+
+
+@pytest.mark.parametrize("name", ["orders", "payments", "inventory", "shipping", "gateway", "keyed"])
+async def test_a_process_is_killed_in_the_middle(shop: Shop, name: str) -> None:
+    order_ids = []
+    for number in range(15):
+        order_ids.append(await shop.place())
+        if number in (4, 9):
+            shop.house.supervisor.kill(name)
+
+    assert {(await shop.settled(order_id))["status"] for order_id in order_ids} == {"CONFIRMED"}
+    await shop.balanced()
+
+
+def retries(house: House, service: str, order_id: str, facts: dict[str, Fact]) -> list[int]:
+    """The attempts after which the service's log says that it will try again, for one order."""
+    correlation = facts["OrderPlaced"].correlation
+    lines = (house.folder / "log" / f"{service}.log").read_text().splitlines()
+    found = [json.loads(line[line.index("{") :]) for line in lines if '"type":"Retried"' in line]
+    return [one["attempts"] for one in found if one["correlation_id"] == correlation]
+
+
+async def carry(house: House, how: Callable[[Carrier, str], Awaitable[bool]], order_id: str) -> None:
+    carrier = Carrier(house.urls["keyed"], 2)
+    async with house.app.connect(shipping.name):
+        assert await how(carrier, order_id)
+    await carrier.close()
+
+
+# --- the other order of steps -------------------------------------------------------------------------------
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def stock_first(tmp_path: Path) -> AsyncIterator[Shop]:
+    application = "examples.shop.stock_first:app"
+    async with (
+        House(tmp_path, f"sqlite:{tmp_path}", application=application, settings=PACE) as opened,
+        httpx.AsyncClient(base_url=opened.url, timeout=10) as http,
+    ):
+        yield Shop(opened, http)
+
+
+async def test_payment_fails_where_stock_was_reserved_first(stock_first: Shop) -> None:
+    declined = await stock_first.placed_and_settled(card="card-declined")
+    lost = await stock_first.placed_and_settled(card="card-lost")
+    sold_out = await stock_first.placed_and_settled({"POT-GOLD": 1})
+    good = await stock_first.placed_and_settled()
+    labelled = await stock_first.placed_and_settled({"ANVIL": 1})
+
+    assert [o["status"] for o in (declined, lost, sold_out, good, labelled)] == [
+        "CANCELLED",
+        "CANCELLED",
+        "CANCELLED",
+        "CONFIRMED",
+        "CANCELLED",
+    ]
+    await stock_first.balanced()
+    facts = await stock_first.facts(declined["order_id"])
+    follows(facts, "OrderPlaced", "InventoryReserved", "PaymentFailed", "InventoryReleased")
+    assert steps(await stock_first.order(declined["order_id"])) == {
+        "payment": "failed",
+        "inventory": "undone",
+        "shipping": "pending",
+    }
+    assert await stock_first.effects(sold_out["order_id"]) == []
