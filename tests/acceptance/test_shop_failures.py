@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -75,7 +76,14 @@ class Shop:
     async def place(self, items: dict[str, int] = TEA, card: str = "card-ok") -> str:
         lines = [{"sku": sku, "quantity": quantity} for sku, quantity in items.items()]
         body = {"customer": "ada@example.com", "items": lines, "card": card}
-        answer = await self.http.post("/orders", json=body)
+        headers = {"Idempotency-Key": uuid4().hex}
+
+        async def answered() -> httpx.Response | None:
+            with suppress(httpx.TransportError):
+                return await self.http.post("/orders", json=body, headers=headers)
+            return None
+
+        answer = await self.until(answered)
         assert answer.status_code == 202, answer.text
         return str(answer.json()["order_id"])
 
@@ -84,17 +92,19 @@ class Shop:
         return answer.json()  # type: ignore[no-any-return]
 
     async def settled(self, order_id: str) -> dict[str, Any]:
-        """The order once it is settled, as its events tell it."""
-        async with (
-            asyncio.timeout(WITHIN),
-            self.http.stream("GET", f"/orders/{order_id}/events", timeout=WITHIN) as events,
-        ):
-            event = ""
-            async for line in events.aiter_lines():
-                event = line[7:] if line.startswith("event: ") else event
-                if line.startswith("data: ") and event == "settled":
-                    return json.loads(line[6:])  # type: ignore[no-any-return]
-        raise AssertionError("the stream ended before the order was settled")
+        """The order once it is settled, as its events tell it; a stream that breaks is opened again."""
+
+        async def told() -> dict[str, Any] | None:
+            with suppress(httpx.TransportError):
+                async with self.http.stream("GET", f"/orders/{order_id}/events", timeout=WITHIN) as events:
+                    event = ""
+                    async for line in events.aiter_lines():
+                        event = line[7:] if line.startswith("event: ") else event
+                        if line.startswith("data: ") and event == "settled":
+                            return json.loads(line[6:])  # type: ignore[no-any-return]
+            return None
+
+        return await self.until(told)  # type: ignore[no-any-return]
 
     async def placed_and_settled(self, items: dict[str, int] = TEA, card: str = "card-ok") -> dict[str, Any]:
         return await self.settled(await self.place(items, card))
@@ -227,9 +237,7 @@ async def test_a_charge_that_is_never_answered_is_given_back(shop: Shop) -> None
     ("article", "at_the_carrier"),
     [("ANVIL", [("withdrawal", "nothing")]), ("BALLOON", [("label", "done"), ("withdrawal", "done")])],
 )
-async def test_the_shipping_label_times_out(
-    shop: Shop, article: str, at_the_carrier: list[tuple[str, str]]
-) -> None:
+async def test_the_shipping_label_times_out(shop: Shop, article: str, at_the_carrier: list[tuple[str, str]]) -> None:
     order = await shop.placed_and_settled({article: 1})
 
     assert order["status"] == "CANCELLED"
@@ -250,7 +258,14 @@ async def test_the_customer_cancels_before_pick_up(shop: Shop) -> None:
     cancelled = await shop.settled(order["order_id"])
     assert (cancelled["status"], cancelled["reason"]) == ("CANCELLED", "too much tea")
     assert steps(cancelled) == {"payment": "undone", "inventory": "undone", "shipping": "undone"}
-    chain = ("CancelOrder", "CancelShipment", "ShipmentCancelled", "InventoryReleased", "PaymentRefunded", "OrderCancelled")
+    chain = (
+        "CancelOrder",
+        "CancelShipment",
+        "ShipmentCancelled",
+        "InventoryReleased",
+        "PaymentRefunded",
+        "OrderCancelled",
+    )
     follows(await shop.facts(order["order_id"]), *chain)
     kinds = [kind for kind, _ in await shop.effects(order["order_id"])]
     assert kinds == ["charge", "label", "withdrawal", "refund"]

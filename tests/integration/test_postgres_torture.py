@@ -49,7 +49,7 @@ class PostgresRig:
         self._held = asyncio.create_task(self._hold())
 
     async def _hold(self) -> None:
-        """The same schema in another database, with the same tag, and a transaction that has appended and stays open."""
+        """The same schema in another database, with the same tag, and a transaction there that stays open."""
         store = PostgresStore(self.url.rsplit("/", 1)[0] + f"/{self.neighbour}", self.schema, lease=60)
         await store.migrate()
         await store.open()

@@ -65,12 +65,12 @@ class Kinds(Event):
     mode: Literal["a", "b"] | None = None
     pair: tuple[str, int] = ("", 0)
     tags: frozenset[str] = frozenset()
-    marks: set[int] = set()
+    marks: set[int] = set()  # noqa: RUF012 (msgspec copies it)
     raw: bytes = b""
-    prices: dict[str, float] = {}
-    counts: dict[int, Decimal] = {}
+    prices: dict[str, float] = {}  # noqa: RUF012 (msgspec copies it)
+    counts: dict[int, Decimal] = {}  # noqa: RUF012 (msgspec copies it)
     either: int | str | list[float] = 0
-    times: list[datetime] = []
+    times: list[datetime] = []  # noqa: RUF012 (msgspec copies it)
     anything: Any = None
     optional: int | msgspec.UnsetType = msgspec.UNSET
 
@@ -122,7 +122,7 @@ class Moved(pydantic.BaseModel):
     id: str = ""
     to: list[Address] = []
     at: datetime | None = None
-    count: int = pydantic.Field(0, alias="theCount")
+    count: int = pydantic.Field(default=0, alias="theCount")
     anything: Any = None
 
 
@@ -216,7 +216,7 @@ def test_an_enum_of_ints_or_text_stands_for_its_value() -> None:
 
 
 def test_sets_are_written_in_one_order_in_every_process() -> None:
-    tags = frozenset("event driven services need a stable order".split())
+    tags = frozenset(["event", "driven", "services", "need", "a", "stable", "order"])
     assert msgspec.json.decode(encode(Kinds(tags=tags)))["tags"] == sorted(tags)
 
 
@@ -375,6 +375,14 @@ def test_a_class_that_compares_only_some_fields_is_still_checked() -> None:
         encode(Outer(ById("1", math.nan)))
 
 
+def field_names(cls: Any) -> list[str]:
+    fields = getattr(cls, "model_fields", None) or getattr(cls, "__dataclass_fields__", None) or cls.__struct_fields__
+    return list(fields)
+
+
+CLASSES = [Placed, Kinds, Tree, Paid, Moved, Mixed]
+
+
 class Hostile:
     """Every question that one may ask of it fails."""
 
@@ -401,7 +409,7 @@ hostile = st.one_of(
     st.dictionaries(st.integers() | st.booleans() | st.floats() | st.none() | st.tuples(ints), st.floats()),
     st.builds(nested, st.sampled_from([1, 63, 64, 5000])),
     st.builds(cycle),
-    st.sampled_from([object(), object, len, msgspec.UNSET, Size.LARGE, Level.LOW, 10**5000, Paid("1"), Address(), LONE]),
+    st.sampled_from([object(), object, len, msgspec.UNSET, Size.LARGE, Level.LOW, 10**5000, Paid("1"), Address()]),
     st.builds(Hostile),
     st.builds(lambda: msgspec.Raw(b"[garbage")),
     valid,
@@ -421,25 +429,34 @@ def test_any_value_in_any_field_is_read_back_or_refused(at: tuple[type, str], va
 
 def only_invalid_messages(message: Any) -> None:
     codec = codec_for(type(message)) if hasattr(type(message), "__message__") else codec_for(Placed)
+    refused = None
     try:
         body = codec.encode(message)
-    except InvalidMessage as refused:
-        assert len(refused.field) <= 500
-        assert len(refused.reason) <= 500
-        assert str(refused).encode()  # it can be logged and stored
+    except InvalidMessage as error:
+        refused = error
+    if refused is None:
+        read = codec.decode(body)
+        assert loosely(read) == loosely(message)
+        assert codec.decode(codec.encode(read)) == read
     else:
-        assert codec.decode(codec.encode(read := codec.decode(body))) == read
+        assert max(len(refused.field), len(refused.reason)) <= 500
+        assert str(refused).encode()  # it can be logged and stored
+
+
+def loosely(value: Any) -> Any:
+    """A list for each tuple, and a tuple for each object."""
+    if isinstance(value, list | tuple):
+        return [loosely(each) for each in value]
+    if isinstance(value, dict):
+        return {key: loosely(each) for key, each in value.items()}
+    if type(value) in CLASSES or isinstance(value, Item | Address):
+        return type(value), *(loosely(getattr(value, name)) for name in field_names(type(value)))
+    return value
 
 
 # --- what is read -----------------------------------------------------------------------------------------------------
 
 
-def field_names(cls: Any) -> list[str]:
-    fields = getattr(cls, "model_fields", None) or getattr(cls, "__dataclass_fields__", None) or cls.__struct_fields__
-    return list(fields)
-
-
-CLASSES = [Placed, Kinds, Tree, Paid, Moved, Mixed]
 TEXTS = ["2024-01-01T00:00:00", "0001-01-01T00:00:00+23:59", "NaN", "1e999999", "P1D", "PT1.5S", "AA==", "\0", "s"]
 documents = st.sampled_from(CLASSES).flatmap(
     lambda cls: st.tuples(
@@ -462,13 +479,16 @@ damaged = st.builds(
 @given(st.one_of(documents, st.tuples(st.sampled_from(CLASSES), damaged | st.binary())))
 def test_any_bytes_are_a_message_that_can_be_sent_or_unreadable(read: tuple[type, bytes]) -> None:
     cls, body = read
+    unreadable = None
     try:
         message = codec_for(cls).decode(body)
-    except UnreadableMessage as unreadable:
-        assert str(unreadable).encode()
-        assert len(unreadable.reason) <= 1002
-    else:
+    except UnreadableMessage as error:
+        unreadable = error
+    if unreadable is None:
         assert codec_for(cls).decode(encode(message)) == message
+    else:
+        assert len(unreadable.reason) <= 1002
+        assert str(unreadable).encode()
 
 
 UNREADABLE: list[tuple[type, Any, str]] = [

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from typing import Any
 
-Row = tuple[Any, ...]
+from benchmarks.spine.limits.rows import Row
 
 
 class Group:

@@ -11,13 +11,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import asyncpg  # type: ignore[import-untyped]
-import msgspec
 
 from benchmarks.harness.child import Channel
 from benchmarks.harness.rounds import percentiles
-from benchmarks.spine.limits.group import Group, Row, hundred_callers, steadily
-from benchmarks.spine.limits.rows import order_rows
-from benchmarks.spine.messages import OrderPlaced, now, payment
+from benchmarks.spine.limits.group import Group, hundred_callers, steadily
+from benchmarks.spine.limits.rows import Row, answer_to, order_rows
+from benchmarks.spine.messages import now
 
 RUN = 500
 
@@ -62,8 +61,6 @@ _READ = """
 SELECT position, id::text, payload FROM limit_orders.log
 WHERE position > $1 AND position <= $2 ORDER BY position LIMIT $3
 """
-_decode = msgspec.json.Decoder(OrderPlaced).decode
-_encode = msgspec.json.Encoder().encode
 
 
 async def _prepare(url: str) -> None:
@@ -149,7 +146,7 @@ async def consume(channel: Channel, url: str, count: int) -> None:
     reading = asyncio.create_task(origin.read(position))
     while handled < count:
         rows = await reading
-        answers, sent = _answers(rows)
+        answers, sent = zip(*[answer_to(id, payload) for _, id, payload in rows], strict=True)
         last, handled = rows[-1][0], handled + len(rows)
         reading = asyncio.create_task(origin.read(last))  # while the answers are being committed
         await own.execute(_ANSWER, position, last, *zip(*answers, strict=True))
@@ -158,13 +155,3 @@ async def consume(channel: Channel, url: str, count: int) -> None:
         position = last
     channel.say(ended=time.monotonic(), **percentiles(latencies))
     reading.cancel()
-
-
-def _answers(rows: Sequence[Any]) -> tuple[list[Row], list[int]]:
-    answers, sent = [], []
-    for _, id, payload in rows:
-        order = _decode(payload)
-        answer = payment(order)
-        answers.append((id, "PaymentTaken", answer.order_id, _encode(answer)))
-        sent.append(order.sent)
-    return answers, sent

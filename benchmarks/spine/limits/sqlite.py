@@ -14,13 +14,12 @@ from contextlib import suppress
 from pathlib import Path
 
 import apsw
-import msgspec
 
 from benchmarks.harness.child import Channel
 from benchmarks.harness.rounds import percentiles
-from benchmarks.spine.limits.group import Group, Row, hundred_callers, steadily
-from benchmarks.spine.limits.rows import order_rows
-from benchmarks.spine.messages import OrderPlaced, now, payment
+from benchmarks.spine.limits.group import Group, hundred_callers, steadily
+from benchmarks.spine.limits.rows import Row, answer_to, order_rows
+from benchmarks.spine.messages import now
 
 RUN = 500
 _LOG = """
@@ -98,7 +97,7 @@ def consume(channel: Channel, url: str, count: int) -> None:
         if not rows:
             bell.recv(16)
             continue
-        answers, sent = _answers(rows)
+        answers, sent = zip(*[answer_to(id, payload) for _, id, payload in rows], strict=True)
         with own:
             own.execute(_MOVE, (rows[-1][0], position))
             assert own.changes() == 1, "somebody else has moved the cursor"
@@ -107,17 +106,3 @@ def consume(channel: Channel, url: str, count: int) -> None:
         latencies += [committed - at for at in sent]
         position, handled = rows[-1][0], handled + len(rows)
     channel.say(ended=time.monotonic(), **percentiles(latencies))
-
-
-_decode = msgspec.json.Decoder(OrderPlaced).decode
-_encode = msgspec.json.Encoder().encode
-
-
-def _answers(rows: Sequence[Row]) -> tuple[list[Row], list[int]]:
-    answers, sent = [], []
-    for _, id, payload in rows:
-        order = _decode(payload)
-        answer = payment(order)
-        answers.append((f"answer-{id}", "PaymentTaken", answer.order_id, _encode(answer)))
-        sent.append(order.sent)
-    return answers, sent

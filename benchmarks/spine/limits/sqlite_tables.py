@@ -72,5 +72,3 @@ def hold_snapshot(channel: Channel, url: str) -> None:
     connection.execute("SELECT count(*) FROM skald_cursors").fetchall()
     channel.say(held=True)
     channel.hear()
-
-

@@ -16,6 +16,13 @@ MAX_ERROR = 2_000
 """Characters of an error's text that are stored."""
 
 
+class ProcessEnded(Exception):
+    """Stands for an attempt that ended with its process."""
+
+    def __init__(self) -> None:
+        super().__init__("the process ended while handling it")
+
+
 class Done(msgspec.Struct, frozen=True, gc=False):
     """Handled: what is to be published with it."""
 
@@ -60,10 +67,16 @@ def after_failure(handler: Handler, error: BaseException, attempts: int, now: in
     return Taken(DeliveryState.PARKED, attempts, now, text)
 
 
-def describe(error: BaseException) -> str:
-    text = f"{type(error).__name__}: {error}"
+def describe(error: BaseException | str) -> str:
+    text = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
     # Errors come from anywhere: what the database cannot store (NUL, lone surrogates) must not stop the parking.
     return text.encode("utf-8", "replace").decode().replace("\0", "\\0")[:MAX_ERROR]
+
+
+ENDED = describe(ProcessEnded())
+"""The error of a queue's delivery whose last attempt ended with its process."""
+HANDED_OVER = "HandedOver: it was cancelled, because its process gave up the lane"
+"""The error of a delivery whose last attempt does not count, and has no known outcome."""
 
 
 class Item(msgspec.Struct):
@@ -75,6 +88,9 @@ class Item(msgspec.Struct):
     outcome: Outcome | None = None
     attempts: int = 0
     unknown: bool = False
+    """An earlier attempt may have been begun, and nobody knows how it ended."""
+    rescued: bool = False
+    """``exhausted=`` has had its chance."""
 
 
 class LaneState(msgspec.Struct):
@@ -93,8 +109,8 @@ class LaneState(msgspec.Struct):
     """Read up to here; everything between ``position`` and this was not for this lane."""
     blocked: set[tuple[str, str]] = msgspec.field(default_factory=set)
     """(handler, key) whose messages have to wait."""
-    suspect_upto: int | None = None
-    """Up to here an earlier owner may have begun handling messages before it died; ``None``: not read yet."""
+    suspects: int = 0
+    """So many of the next messages may have been begun before: by an owner that died, or in a run that was dropped."""
 
     def move(self, record: Record) -> CursorMove:
         return CursorMove(

@@ -42,6 +42,10 @@ STALL = 0.12
 """Seconds: the longest stall of a transaction."""
 
 
+PATIENCE = 10
+"""Seconds that the reader has to reach the end when nobody writes any more."""
+
+
 class Rig(Protocol):
     """Where to torture. It is sent to other processes, so it must be importable and hold plain values."""
 
@@ -90,9 +94,7 @@ def record(rng: random.Random) -> Record:
     )  # fmt: skip
 
 
-async def torture(
-    rig: Rig, seed: int, *, writers: int = 3, seconds: float = 0.8, log: Log | None = None
-) -> Report:
+async def torture(rig: Rig, seed: int, *, writers: int = 3, seconds: float = 0.8, log: Log | None = None) -> Report:
     """One run. ``log`` replaces the reader under test."""
     began = time.monotonic()
     await rig.build()
@@ -106,9 +108,7 @@ async def torture(
 
 
 class _Run:
-    def __init__(
-        self, rig: Rig, seed: int, writers: int, seconds: float, folder: Path, log: Log | None
-    ) -> None:
+    def __init__(self, rig: Rig, seed: int, writers: int, seconds: float, folder: Path, log: Log | None) -> None:
         self._rig, self._seed, self._count, self._folder = rig, seed, writers, folder
         self._rng = random.Random(seed)
         self._log = log
@@ -163,9 +163,9 @@ class _Run:
         await log.open()
         try:
             end, _ = await log.end()
-            deadline = time.monotonic() + 10
-            while self._reader.position < end and time.monotonic() < deadline and not reading.done():
-                await asyncio.sleep(0.005)
+            reached = asyncio.create_task(self._reader.reach(end))
+            await asyncio.wait([reached, reading], timeout=PATIENCE, return_when=asyncio.FIRST_COMPLETED)
+            reached.cancel()
             if reading.done():
                 reading.result()
             violations = list(self._reader.violations)
@@ -181,24 +181,18 @@ class _Run:
     def _compare(self, everything: list[Record]) -> list[str]:
         violations = []
         seen = set(self._reader.positions)
-        late = [
-            r.position for r in everything if r.position not in seen and r.position <= self._reader.position
-        ]
+        late = [r.position for r in everything if r.position not in seen and r.position <= self._reader.position]
         if late:
             violations.append(f"nothing late: {len(late)} positions appeared below the reader: {late[:5]}")
         if gone := seen - {r.position for r in everything}:
-            violations.append(
-                f"nothing late: {len(gone)} positions that were read are gone: {sorted(gone)[:5]}"
-            )
+            violations.append(f"nothing late: {len(gone)} positions that were read are gone: {sorted(gone)[:5]}")
         ids = [r.id for r in everything]
         if len(set(ids)) < len(ids):
             violations.append(f"kept: {len(ids) - len(set(ids))} records are there twice")
         if lost := self._told("+") - set(ids):
             violations.append(f"kept: {len(lost)} acknowledged records are lost: {sorted(lost)[:3]}")
         if risen := self._told("-") & set(ids):
-            violations.append(
-                f"undone: {len(risen)} records that were rolled back are there: {sorted(risen)[:3]}"
-            )
+            violations.append(f"undone: {len(risen)} records that were rolled back are there: {sorted(risen)[:3]}")
         return violations
 
     def _told(self, sign: str) -> set[str]:
@@ -207,10 +201,7 @@ class _Run:
 
     def _folder_text(self) -> str:
         return " | ".join(
-            line
-            for file in self._folder.iterdir()
-            for line in file.read_text().splitlines()
-            if line[:1] == "!"
+            line for file in self._folder.iterdir() for line in file.read_text().splitlines() if line[:1] == "!"
         )
 
 
@@ -224,6 +215,7 @@ class Follower:
         self.positions: list[int] = []
         self.violations: list[str] = []
         self.reads = 0
+        self._moved = asyncio.Event()
         self._versions: dict[str, int] = {}
 
     async def run(self) -> None:
@@ -247,10 +239,16 @@ class Follower:
         if log is not None:
             await log.close()
 
+    async def reach(self, position: int) -> None:
+        while self.position < position:
+            self._moved.clear()
+            await self._moved.wait()
+
     def _take(self, found: Record) -> None:
         if found.position <= self.position:
             self.violations.append(f"nothing late: {found.position} came after {self.position}")
         self.position = found.position
+        self._moved.set()
         self.positions.append(found.position)
         if found.stream is not None:
             before = self._versions.get(found.stream, 0)
@@ -308,10 +306,7 @@ class Writer:
     async def _groups(self, store: Store) -> None:
         """Commits a group of units of all kinds."""
         rng = self._rng
-        units = [
-            Unit(events=tuple(record(rng) for _ in range(rng.randint(1, 3))))
-            for _ in range(rng.randint(0, 8))
-        ]
+        units = [Unit(events=tuple(record(rng) for _ in range(rng.randint(1, 3)))) for _ in range(rng.randint(0, 8))]
         stream, tag = self._stream(), f"t{rng.randrange(3)}"
         version = (await store.log.versions([f"stream:{stream}"]))[f"stream:{stream}"]
         expected = rng.choice((None, version))

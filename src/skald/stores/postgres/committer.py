@@ -155,7 +155,7 @@ class Committer:
         """Drops the answers that nobody will look up any more; failing to do so harms nothing."""
         try:
             await self._live().execute(self._sql["forget"], self._id, self._number)
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             log.warning("old answers were not deleted: %s", error)
 
     def _still_hot(self, group: Group) -> list[str]:

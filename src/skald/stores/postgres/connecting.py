@@ -1,4 +1,4 @@
-"""Opens connections: the settings of each role, clean errors for a wrong address, a backoff for a server that is away."""
+"""Opens connections: settings of each role, clean errors for a wrong address, pauses while a server is away."""
 
 from __future__ import annotations
 

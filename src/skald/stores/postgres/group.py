@@ -45,7 +45,7 @@ ARGUMENTS = FENCES | CURSORS | RESOLVES | NEW_HEADS | HEADS | PLACES | RECORDS |
 """After ``p_committer, p_number, hot``, in the order of the function, with what their columns hold."""
 
 EVENT, APPENDED, MESSAGE = 0, 1, 2
-CONFLICT, BUSY, FENCED, MOVED, GONE = 1, 2, 3, 4, 5
+CONFLICT, BUSY, FENCED, MOVED, GONE, REFUSED = 1, 2, 3, 4, 5, 9
 
 Place = tuple[int, int | None]
 """The version after an append: a number, to which that of a head is added (its index) if the answer must tell it."""
@@ -209,6 +209,8 @@ class Group:
         return outcomes
 
     def _rejection(self, unit: Unit, code: int, key: str, actual: int | None) -> Rejection:
+        if code == REFUSED:
+            return Rejection(f"the unit cannot be written: {key}")
         if code == CONFLICT:
             return Conflict(key, _expected(unit, key), actual or 0)
         if code == FENCED:
@@ -262,8 +264,18 @@ def _delivery_row(delivery: Delivery) -> tuple[Any, ...]:
 
 
 def units_to_json(units: Sequence[Unit]) -> str:
-    """The argument of ``SELECT skald_apply_1(…)`` for a session of another driver: bytes are base64."""
-    return msgspec.json.encode(Group(units).arguments()).decode()
+    """The argument of ``SELECT skald_apply_1(…)`` for a session of another driver: bytes are base64.
+
+    Raises ``Rejection`` for text that no database stores: with NUL, or with half a surrogate pair.
+    """
+    arguments = Group(units).arguments()
+    try:
+        text = msgspec.json.encode(arguments).decode()
+    except (TypeError, ValueError) as error:
+        raise Rejection(f"the unit cannot be written: {error}") from error
+    if "\\u0000" in text and any(isinstance(v, str) and "\0" in v for column in arguments.values() for v in column):
+        raise Rejection("the unit cannot be written: PostgreSQL stores no NUL in text")
+    return text
 
 
 def outcome_from_json(units: Sequence[Unit], answer: str) -> list[Committed | Rejection]:

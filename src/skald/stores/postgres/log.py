@@ -10,6 +10,7 @@ Ordering by transaction id was rejected: it breaks the order within a stream, an
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from itertools import starmap
 from typing import Any
 
 from skald.errors import SchemaMismatch, StoreUnavailable
@@ -120,4 +121,4 @@ class PostgresLog:
 
 
 def _records(rows: list[Any]) -> list[Record]:
-    return [Record(*row) for row in rows]
+    return list(starmap(Record, rows))

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 
-from skald.errors import Busy, Rejection
+from skald.errors import Busy, Rejection, StoreUnavailable
 from skald.unit import Committed, Unit
 
 Outcome = Committed | Rejection
@@ -42,9 +42,8 @@ class WaitingRoom:
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
-        for waiter in self._waiters:
-            waiter.future.cancel()
-        self._waiters.clear()
+        for waiter in list(self._waiters):
+            self._settle(waiter, StoreUnavailable("the store was closed; nothing of this unit was written"))
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()

@@ -22,12 +22,10 @@ from skald.stores.postgres.members import PostgresMembership
 from skald.stores.postgres.migrate import Migrator
 from skald.stores.postgres.patience import WaitingRoom
 from skald.stores.postgres.statements import statements
-from skald.stores.postgres.transaction import Pool, PostgresTransaction, Row, fetch
+from skald.stores.postgres.transaction import Pool, PostgresTransaction, Row, fetch, roll_back
 from skald.unit import Committed, Unit
 
-FEATURES = StoreFeatures(
-    exclusive_transactions=False, for_update="FOR UPDATE SKIP LOCKED", external_sessions=True
-)
+FEATURES = StoreFeatures(exclusive_transactions=False, for_update="FOR UPDATE SKIP LOCKED", external_sessions=True)
 
 
 class PostgresStore:
@@ -79,7 +77,7 @@ class PostgresStore:
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[PostgresTransaction]:
         async with self._pool.connection(reset=True) as connection:
-            mine = PostgresTransaction(connection, self._schema)
+            mine = PostgresTransaction(connection, self._schema, self._lease)
             with boundary():
                 outer = connection.transaction(isolation="read_committed")
                 await outer.start()
@@ -87,7 +85,7 @@ class PostgresStore:
                 yield mine
             except BaseException:
                 mine.is_open = False
-                await _roll_back(outer, connection)
+                await roll_back(outer, connection)
                 raise
             mine.is_open = False
             with boundary():
@@ -119,11 +117,3 @@ class PostgresStore:
             with boundary():
                 status: str = await connection.execute(statements("commit", self._schema)["forget_old"])
         return int(status.rpartition(" ")[2])
-
-
-async def _roll_back(outer: Any, connection: Any) -> None:
-    """Never hides the error that made it necessary: a connection that cannot roll back is dropped."""
-    try:
-        await outer.rollback()
-    except BaseException:  # noqa: BLE001
-        connection.terminate()

@@ -1,19 +1,20 @@
 """Transactions of user code, and the small pool they run on.
 
 Rows are dicts of portable types. PostgreSQL's own come as: date, time, timestamp and timestamptz as ISO text (in UTC),
-json and jsonb as what they hold, numeric as int if it has no fraction and else as float, uuid as text. Where the type of a
-parameter cannot be inferred, write ``CAST(:n AS bigint)``. Everything else is on ``connection``.
+json and jsonb as what they hold, numeric as int if it has no fraction and else as float, uuid as text. Where the type
+of a parameter cannot be inferred, write ``CAST(:n AS bigint)``. Everything else is on ``connection``.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from time import monotonic
 from typing import Any
 
-from skald.errors import Rejection, StoreError, StoreUnavailable
+from skald.errors import Rejection, StoreError, StoreUnavailable, TransactionTooLong
 from skald.stores.postgres.connecting import Connection, close, connect_patiently
 from skald.stores.postgres.failures import boundary, is_gone
 from skald.stores.postgres.group import outcome_from_json, units_to_json
@@ -57,9 +58,7 @@ async def _prepare(connection: Connection) -> None:
     for name, decoder in _DECODERS.items():
         await connection.set_type_codec(name, schema="pg_catalog", encoder=_as_text, decoder=decoder, format="text")
     for name in ("json", "jsonb"):
-        await connection.set_type_codec(
-            name, schema="pg_catalog", encoder=_as_json, decoder=json.loads, format="text"
-        )
+        await connection.set_type_codec(name, schema="pg_catalog", encoder=_as_json, decoder=json.loads, format="text")
 
 
 class Pool:
@@ -131,9 +130,12 @@ class Pool:
 
 
 class PostgresTransaction:
-    def __init__(self, connection: Connection, schema: str) -> None:
-        self._connection = connection
+    """``patience`` (seconds): the server ends a transaction that has not been given a statement for so long."""
+
+    def __init__(self, connection: Connection, schema: str, patience: float) -> None:
+        self._connection, self._patience = connection, patience
         self._sql = statements("commit", schema)
+        self._active = monotonic()
         self.appended = False
         self.is_open = True
 
@@ -144,21 +146,38 @@ class PostgresTransaction:
             raise StoreError("this transaction has ended")
         return self._connection
 
+    @contextmanager
+    def _statement(self) -> Iterator[None]:
+        idle = monotonic() - self._active
+        try:
+            with boundary():
+                yield
+        except StoreUnavailable as error:
+            if idle < self._patience:
+                raise
+            raise TransactionTooLong(
+                f"this transaction was open for {idle:.1f} s without a statement, and was rolled back: do slow work "
+                "before it, or in a handler without tx"
+            ) from error
+        finally:
+            self._active = monotonic()
+
     async def execute(self, sql: str, /, **values: Any) -> int:
         text, arguments = bound(sql, values)
-        with boundary():
+        with self._statement():
             status = await self.connection.execute(text, *arguments)
         last = status.rsplit(" ", 1)[-1]
         return int(last) if last.isdigit() else 0
 
     async def fetch(self, sql: str, /, **values: Any) -> list[Row]:
         text, arguments = bound(sql, values)
-        with boundary():
+        with self._statement():
             return [dict(row) for row in await self.connection.fetch(text, *arguments)]
 
     async def apply(self, unit: Unit) -> Committed:
-        with boundary():
-            answer = await self.connection.fetchval(self._sql["apply"], units_to_json([unit]))
+        text = units_to_json([unit])
+        with self._statement():
+            answer = await self.connection.fetchval(self._sql["apply"], text)
         outcome = outcome_from_json([unit], answer)[0]
         if isinstance(outcome, Rejection):
             raise outcome
@@ -166,22 +185,29 @@ class PostgresTransaction:
         return outcome
 
     async def now(self) -> int:
-        with boundary():
+        with self._statement():
             return int(await self.connection.fetchval(self._sql["now"]))
 
     @asynccontextmanager
     async def savepoint(self) -> AsyncIterator[None]:
-        with boundary():
+        with self._statement():
             nested = self.connection.transaction()
             await nested.start()
         try:
             yield
         except BaseException:
-            with boundary():
-                await nested.rollback()
+            await roll_back(nested, self._connection)
             raise
-        with boundary():
+        with self._statement():
             await nested.commit()
+
+
+async def roll_back(block: Any, connection: Connection) -> None:
+    """Never hides the error that made it necessary: a connection that cannot roll back is dropped."""
+    try:
+        await block.rollback()
+    except BaseException:
+        connection.terminate()
 
 
 async def fetch(pool: Pool, sql: str, values: dict[str, Any]) -> list[Row]:

@@ -38,9 +38,7 @@ def call(packed: bool) -> str:
 def values(arguments: Mapping[str, Sequence[Any]]) -> tuple[bool, list[Any]]:
     """The values for ``call``, and whether they are packed."""
     try:
-        return True, [
-            _packed(kind, arguments[name]) if name in arguments else None for name, kind in ARGUMENTS.items()
-        ]
+        return True, [_packed(kind, arguments[name]) if name in arguments else None for name, kind in ARGUMENTS.items()]
     except _Unpackable:
         return False, [arguments.get(name) for name in ARGUMENTS]
 

@@ -114,6 +114,9 @@ EXCEPTION
         RETURN jsonb_build_object('bad_unit', jsonb_build_array(0), 'bad_code', jsonb_build_array(2),
             'bad_key', jsonb_build_array(coalesce(units->'n_key'->>0, units->'h_key'->>0, '?')),
             'bad_actual', jsonb_build_array(NULL));
+    WHEN data_exception OR integrity_constraint_violation OR program_limit_exceeded THEN
+        RETURN jsonb_build_object('bad_unit', jsonb_build_array(0), 'bad_code', jsonb_build_array(9),
+            'bad_key', jsonb_build_array(SQLERRM), 'bad_actual', jsonb_build_array(NULL));
     WHEN serialization_failure THEN
         -- The caller's snapshot is older than what somebody has committed: the actual version cannot be seen here.
         RETURN jsonb_build_object('bad_unit', jsonb_build_array(0), 'bad_code', jsonb_build_array(1),

@@ -1,0 +1,194 @@
+"""Who reads what, how far, and how a reader is set to another place.
+
+A reset moves the lanes of a group on one origin, raises their version (so that an owner notices), lets a stopped lane
+run again, and takes back the deliveries of messages that will now be read once more: each of them would otherwise be
+both behind the cursor and before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+
+import msgspec
+
+from skald.app import App
+from skald.errors import BelowFloor, SkaldError
+from skald.messaging import cursor
+from skald.messaging.router import Subscription
+from skald.operations.access import NotFound, OperationRefused, change, chosen, members, opened, opened_log, unknown
+from skald.runtime.service import Place, accept, starting_point
+from skald.sql import blocks
+from skald.store import Log, Store, Transaction
+
+_SQL = blocks("skald.operations", "subscriptions")
+Target = str | int | datetime
+"""``"start"``, ``"now"``, a position, or a time."""
+
+
+class LaneView(msgspec.Struct, frozen=True):
+    """``lag``: positions between the lane and the end of the log; ``None`` if the log cannot be read. ``owner`` is a
+    process; ``alive`` says whether it still holds its lease."""
+
+    lane: int
+    position: int
+    message_id: str | None
+    lag: int | None
+    owner: str | None
+    pid: int | None
+    alive: bool
+    stopped: str | None
+
+
+class SubscriptionView(msgspec.Struct, frozen=True):
+    """``declared``: lanes according to the code; ``None`` if the group does not read this origin any more. No ``lanes``:
+    it has never read it."""
+
+    group: str
+    origin: str
+    declared: int | None
+    end: int | None
+    lanes: list[LaneView]
+    error: str | None = None
+
+
+class Reset(msgspec.Struct, frozen=True):
+    """``kept``: lanes that were not stopped and stay where they are. ``dropped``: deliveries of messages that are read
+    again."""
+
+    group: str
+    origin: str
+    position: int
+    message_id: str | None
+    lanes: list[int]
+    kept: list[int]
+    dropped: int
+    running: bool
+
+
+# --- looking ----------------------------------------------------------------------------------------------------------
+
+
+async def list_subscriptions(
+    app: App, groups: Iterable[str] = (), origin: str | None = None
+) -> list[SubscriptionView]:
+    """Every group's lanes; what cannot be read is a view with an ``error``, so that one database hides no other."""
+    if origin is not None and origin not in app.services:
+        raise unknown("service", origin, app.services)
+    found: list[SubscriptionView] = []
+    for group in chosen(app, groups):
+        try:
+            async with opened(app, group) as store:
+                found += await _of_group(app, store, group, origin)
+        except SkaldError as error:
+            declared = [s for s in app.topology.subscriptions[group] if origin in (None, s.origin)]
+            found += [SubscriptionView(group, s.origin, s.lanes, None, [], str(error)) for s in declared]
+    return found
+
+
+async def _of_group(app: App, store: Store, group: str, origin: str | None) -> list[SubscriptionView]:
+    rows = await cursor.lanes(store, group)
+    processes = {member.id: (member.pid, gone is None) for member, gone in await members(store)}
+    declared = {s.origin: s.lanes for s in app.topology.subscriptions[group]}
+    origins = dict.fromkeys([*declared, *(row.origin for row in rows)])
+    views = []
+    for name in origins:
+        if origin in (None, name):
+            end, error = await _end(app, name)
+            lanes = [_lane(row, end, processes) for row in rows if row.origin == name]
+            views.append(SubscriptionView(group, name, declared.get(name), end, lanes, error))
+    return views
+
+
+async def _end(app: App, origin: str) -> tuple[int | None, str | None]:
+    if origin not in app.services:
+        return None, "not a service of this application"
+    try:
+        async with opened_log(app, origin) as log:
+            return (await log.end())[0], None
+    except SkaldError as error:
+        return None, str(error)
+
+
+def _lane(row: cursor.LaneRow, end: int | None, processes: dict[str, tuple[int, bool]]) -> LaneView:
+    pid, alive = processes.get(row.owner or "", (None, False))
+    return LaneView(
+        lane=row.lane,
+        position=row.position,
+        message_id=row.message_id,
+        lag=None if end is None else end - row.position,
+        owner=row.owner,
+        pid=pid,
+        alive=alive,
+        stopped=row.stopped,
+    )
+
+
+# --- reset ------------------------------------------------------------------------------------------------------------
+
+
+async def reset_subscription(
+    app: App, group: str, origin: str, to: Target, *, every_lane: bool = False
+) -> Reset:
+    """Sets a group's lanes to another place in an origin's log; what lies behind it is handled from there on.
+
+    If some lanes are stopped, only those are moved (the others have gone on by themselves), unless ``every_lane``.
+    Raises ``BelowFloor`` for a place whose messages retention has deleted; ``"start"`` takes what is left.
+    """
+    subscription = subscription_of(app, group, origin)
+    async with opened_log(app, origin) as log, opened(app, group) as store:
+        place = await _target(log, subscription, to)
+        rows = [row for row in await cursor.lanes(store, group) if row.origin == origin]
+        if not rows:
+            raise OperationRefused(
+                f"{group} has never read {origin}, so there is nothing to reset: where it begins is said by "
+                f"Service({group!r}, start=…)"
+            )
+        moved = [row.lane for row in rows if row.stopped is not None]
+        if every_lane or not moved:
+            moved = [row.lane for row in rows]
+        dropped = await change(store, lambda tx: _move(tx, group, origin, moved, place))
+        await _require_readable(log, subscription, place)
+        running = any(gone is None for _, gone in await members(store))
+    kept = [row.lane for row in rows if row.lane not in moved]
+    return Reset(group, origin, place.position, place.message_id, moved, kept, dropped, running)
+
+
+def subscription_of(app: App, group: str, origin: str) -> Subscription:
+    chosen(app, [group])
+    found = {s.origin: s for s in app.topology.subscriptions[group]}
+    if origin not in found:
+        if origin not in app.services:
+            raise unknown("service", origin, app.services)
+        raise NotFound(f"{group} does not read {origin}; it reads: {', '.join(sorted(found)) or 'nothing'}")
+    return found[origin]
+
+
+async def _target(log: Log, subscription: Subscription, to: Target) -> Place:
+    origin = subscription.origin
+    if isinstance(to, str) and to not in ("start", "now"):
+        raise OperationRefused(f"{to!r} is neither 'start', 'now', a position, nor a time with its zone")
+    end, _ = await log.end()
+    if isinstance(to, int) and not 0 <= to <= end:
+        raise OperationRefused(f"the log of {origin} ends at position {end}, and {to} was asked for")
+    place = await starting_point(log, to, subscription.handlers)  # type: ignore[arg-type]
+    if to not in ("start", "now"):
+        await _require_readable(log, subscription, place)
+    return place
+
+
+async def _require_readable(log: Log, subscription: Subscription, place: Place) -> None:
+    """Also after the move: retention may have gone on meanwhile, up to where the group stood before."""
+    floor = await log.floor(subscription.handlers)
+    if floor > max(place.position, place.accepted):
+        raise BelowFloor(subscription.origin, place.position, floor)
+
+
+async def _move(tx: Transaction, group: str, origin: str, lanes: list[int], place: Place) -> int:
+    dropped = 0
+    for lane in lanes:
+        where = {"group": group, "origin": origin, "lane": lane}
+        await tx.execute(_SQL["move"], position=place.position, message_id=place.message_id, **where)
+        dropped += await tx.execute(_SQL["take_back"], position=place.position, **where)
+    await accept(tx, origin, place.accepted)
+    return dropped
