@@ -36,8 +36,8 @@ def main() -> int:
     arguments = _parser().parse_args()
     if arguments.action == "up":
         _need_binaries(install=arguments.install or os.environ.get("CI") == "true")
-        with _locked(_folder_to_use(arguments.data)) as folder:
-            PostgresServer(folder).start()
+        with _locked(_folder_to_use(arguments.data)) as usable:
+            PostgresServer(usable).start()
     folder = _known_folder(arguments.data)
     if folder and arguments.action == "down":
         with _locked(folder):

@@ -6,17 +6,17 @@ import os
 import platform
 import statistics
 import time
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import apsw
 
-
-def facts(folder: Path) -> dict[str, str]:
+def facts(folder: Path, stores: Sequence[str]) -> dict[str, str]:
+    """``stores`` are the databases with their versions."""
     return {
         "machine": f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}, load {os.getloadavg()[0]:.2f}",
         "disk": f"{file_system(folder)}, fsync {1000 * sync_seconds(folder):.2f} ms",
-        "versions": f"Python {platform.python_version()}, SQLite {apsw.sqlite_lib_version()}, {_packages()}",
+        "versions": ", ".join([f"Python {platform.python_version()}", *stores, *_packages()]),
     }
 
 
@@ -43,11 +43,11 @@ def file_system(folder: Path) -> str:
     return max(holding, key=lambda mount: len(mount[0]))[1]
 
 
-def _packages() -> str:
+def _packages() -> list[str]:
     found = []
     for name in ("apsw", "msgspec", "asyncpg"):
         try:
             found.append(f"{name} {version(name)}")
         except PackageNotFoundError:
             continue
-    return ", ".join(found)
+    return found

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit, urlunsplit
 
+import apsw
+
 from benchmarks.harness.child import ROOT
 from benchmarks.harness.machine import file_system
 
@@ -24,6 +26,8 @@ BENCH = ROOT / ".skald" / "bench"
 
 class Place(Protocol):
     name: str
+
+    def version(self) -> str: ...
 
     def fresh(self) -> str:
         """The URL of an empty store."""
@@ -38,6 +42,9 @@ class SqlitePlace:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
+    def version(self) -> str:
+        return f"SQLite {apsw.sqlite_lib_version()}"
+
     def fresh(self) -> str:
         return f"sqlite:{self._folder / secrets.token_hex(4)}"
 
@@ -51,6 +58,9 @@ class PostgresPlace:
     def __init__(self, url: str) -> None:
         self._url = url
         self._made: list[str] = []
+
+    def version(self) -> str:
+        return f"PostgreSQL {self.execute('SHOW server_version')}"
 
     def fresh(self) -> str:
         database = f"skald_bench_{secrets.token_hex(4)}"
@@ -74,7 +84,7 @@ class PostgresPlace:
 
 
 async def _execute(url: str, sql: str) -> Any:
-    import asyncpg  # type: ignore[import-untyped]
+    import asyncpg
 
     connection = await asyncpg.connect(url)
     try:

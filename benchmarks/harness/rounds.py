@@ -12,7 +12,7 @@ def interleave(rounds: int, runs: Mapping[str, Callable[[], T]]) -> dict[str, li
     """Every run once per round, by turns; in every second round in reverse, because the first one may profit."""
     measured: dict[str, list[T]] = {name: [] for name in runs}
     for number in range(rounds):
-        for name in reversed(runs) if number % 2 else runs:
+        for name in reversed(list(runs)) if number % 2 else runs:
             measured[name].append(runs[name]())
     return measured
 

@@ -70,20 +70,28 @@ class App:
         """Where a service keeps its data."""
         return self._stores.get(service, self._store)
 
+    def shown_url(self, service: str) -> str:
+        """The same for people: without password and parameters."""
+        return shown_url(self.url(service))
+
     def store(self, service: str) -> Store:
         """A store of a service, not yet opened. The adapters are named here and nowhere else."""
-        url = self.url(service)
+        url, sessions = self.url(service), self.service(service).transactions
         if url.startswith("sqlite:"):
             from skald.stores.sqlite import SqliteStore
 
+            if sessions is not None:
+                raise ConfigurationError(
+                    f"{service}: transactions= needs PostgreSQL; on SQLite the transaction is the library's own"
+                )
             return SqliteStore(self._folder(url) / f"{service}.db", service)
         if urlsplit(url).scheme in ("postgresql", "postgres"):
             try:
                 from skald.stores.postgres import PostgresStore
             except ImportError as error:
                 raise ConfigurationError("PostgreSQL needs asyncpg: pip install 'skald[postgres]'") from error
-            return PostgresStore(url, service, lease=self.settings.lease)
-        raise ConfigurationError(f"store {url!r}: use sqlite:FOLDER, sqlite::memory: or postgresql://HOST/DATABASE")
+            return PostgresStore(url, service, lease=self.settings.lease, sessions=sessions)
+        raise ConfigurationError(f"store {shown_url(url)!r}: use sqlite:FOLDER, sqlite::memory: or postgresql://HOST/DATABASE")
 
     def log(self, service: str) -> Log:
         """The log of a service, to be read by others."""
@@ -165,6 +173,15 @@ class App:
         stack.push_async_callback(running.stop)
         await running.start()
         return running
+
+
+def shown_url(url: str) -> str:
+    """An address for people: without password and parameters, which may hold one too."""
+    scheme, rest = url.partition(":")[::2]
+    if scheme == "sqlite":
+        return url
+    user, at, place = rest.removeprefix("//").partition("?")[0].rpartition("@")
+    return f"{scheme}://{user.partition(':')[0]}{at}{place}"
 
 
 _SETTINGS: dict[str, Callable[[str], float | int]] = {"lease": float, "max_pending": int, "max_body": int}

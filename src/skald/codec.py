@@ -58,7 +58,7 @@ class _Refused(Exception):
 
 
 def _short(text: str) -> str:  # errors are logged and stored
-    return (text if len(text) <= 500 else text[:499] + "…").encode("utf-8", "backslashreplace").decode()
+    return text[:500].encode("utf-8", "backslashreplace").decode()[:500]
 
 
 def _step(key: object) -> str:

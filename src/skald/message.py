@@ -101,7 +101,9 @@ Message = Any
 def _field_names(cls: type) -> tuple[str, ...]:
     names = getattr(cls, "model_fields", getattr(cls, "__dataclass_fields__", None))
     if names is None:
-        raise TypeError(f"{cls.__name__} is neither a dataclass nor a pydantic model: subclass Event or Command instead")
+        raise TypeError(
+            f"{cls.__name__} is neither a dataclass nor a pydantic model: subclass Event or Command instead"
+        )
     return tuple(names)
 
 

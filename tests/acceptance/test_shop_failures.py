@@ -9,6 +9,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -147,7 +148,7 @@ def steps(order: dict[str, Any]) -> dict[str, str]:
 
 def follows(facts: dict[str, Fact], *types: str) -> None:
     """Each of these messages was caused by the one before it, and all belong to one correlation."""
-    for earlier, later in zip(types, types[1:], strict=False):
+    for earlier, later in pairwise(types):
         assert facts[later].cause == facts[earlier].id, f"{later} does not follow from {earlier}"
     assert len({facts[type].correlation for type in types}) == 1
 
@@ -312,7 +313,8 @@ async def test_a_delivered_order_is_completed(shop: Shop) -> None:
     await carry(shop.house, delivered, order["order_id"])
 
     async def completed() -> bool:
-        return (await shop.order(order["order_id"]))["status"] == "COMPLETED"
+        found = await shop.order(order["order_id"])
+        return bool(found["status"] == "COMPLETED")
 
     await shop.until(completed)
     await shop.balanced()

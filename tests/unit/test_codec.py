@@ -99,6 +99,10 @@ class Outer(Event):
     inner: ById
 
 
+class Embedding(Event):
+    body: msgspec.Raw
+
+
 class Tree(Event):
     name: str = ""
     children: tuple[Tree, ...] = ()
@@ -248,7 +252,8 @@ def test_the_bounds_themselves_are_valid() -> None:
 
 
 def test_brackets_in_text_and_side_by_side_are_no_depth() -> None:
-    for value in ("[" * 100, '\\"[{' * 100, [[] for _ in range(100)], {'"' + "{" * 100: [{}, {}]}):
+    values: list[Any] = ["[" * 100, '\\"[{' * 100, "[" * 99 + "]" * 99, [[]] * 99, {'"' + "{" * 100: [{}, {}]}]
+    for value in values:
         assert codec_for(Kinds).decode(encode(Kinds(anything=value))).anything == value
 
 
@@ -315,6 +320,9 @@ REFUSED: list[tuple[Any, str, str]] = [
     (Kinds(counts={2**70: Decimal(1)}), "counts[int]", BITS),
     (Kinds(either=2**63), "either", BITS),
     (Moved(theCount=2**63), "count", BITS),
+    (Embedding(msgspec.Raw(b'{"a":[18446744073709551616]}')), "body['a'][0]", BITS),
+    (Embedding(msgspec.Raw(b"[" * 64 + b"]" * 64)), "body" + "[0]" * 63, DEEP),
+    (Embedding(msgspec.Raw(b"[NaN]")), "$", "malformed"),
     # text that is none
     (Placed(LONE), "order_id", UNICODE),
     (Kinds(anything={LONE: 1}), "anything['\\ud800']", UNICODE),
@@ -381,6 +389,20 @@ def field_names(cls: Any) -> list[str]:
 
 
 CLASSES = [Placed, Kinds, Tree, Paid, Moved, Mixed]
+
+
+def test_errors_of_the_message_itself_are_cut_short_and_made_valid_text() -> None:
+    class Failing(Event):
+        id: str
+
+        def __eq__(self, other: object) -> bool:
+            raise LookupError(LONE * 10_000)
+
+    with pytest.raises(InvalidMessage) as refused:
+        encode(Failing("1"))
+    assert isinstance(refused.value.__cause__, LookupError)
+    assert str(refused.value).encode().startswith(b"Failing: $: \\ud800")
+    assert len(refused.value.reason) == 500
 
 
 class Hostile:

@@ -83,7 +83,7 @@ async def read_all(path: Path) -> list[object]:
 
 
 async def test_a_reader_cannot_write(store: SqliteStore) -> None:
-    with pytest.raises(StoreError, match="rights"):
+    with pytest.raises(StoreError, match="transaction"):
         await store.fetch("DELETE FROM skald_events RETURNING position")
 
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import asyncpg  # type: ignore[import-untyped]
+import asyncpg
 
 from benchmarks.harness.child import Channel
 from benchmarks.harness.rounds import percentiles

@@ -7,7 +7,7 @@ import time
 from itertools import cycle
 from typing import Any
 
-import asyncpg  # type: ignore[import-untyped]
+import asyncpg
 import msgspec
 
 from benchmarks.harness.child import Channel
@@ -91,3 +91,19 @@ async def hold_snapshot(channel: Channel, url: str) -> None:
         channel.say(held=True)
         await asyncio.sleep(0)
         await channel.heard()
+
+
+_WALKS = """
+SELECT coalesce(sum(seq_scan), 0) FROM pg_stat_user_tables
+WHERE schemaname = 'orders' AND relname IN ('skald_events', 'skald_messages', 'skald_heads', 'skald_deliveries')
+"""
+
+
+async def watch_plans(channel: Channel, url: str) -> None:
+    """How often a large table was walked from end to end, by the server's own count, until asked."""
+    connection = await asyncpg.connect(url)
+    before = await connection.fetchval(_WALKS)
+    channel.say(ready=True)
+    await channel.heard()
+    await asyncio.sleep(1.5)  # the server writes its counts down once a second
+    channel.say(walks=int(await connection.fetchval(_WALKS) - before))

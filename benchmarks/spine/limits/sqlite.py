@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import apsw
 
@@ -46,6 +47,11 @@ def open_writer(path: Path) -> apsw.Connection:
 
 def open_reader(path: Path) -> apsw.Connection:
     return apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+
+
+def rows_of(connection: apsw.Connection, sql: str, *values: Any) -> list[Row]:
+    rows: list[Row] = connection.execute(sql, values).fetchall()
+    return rows
 
 
 def prepare(url: str) -> None:
@@ -93,7 +99,7 @@ def consume(channel: Channel, url: str, count: int) -> None:
     channel.say(ready=True)
     position, handled, latencies = 0, 0, []
     while handled < count:
-        rows = origin.execute(_READ, (position, RUN)).fetchall()
+        rows = rows_of(origin, _READ, position, RUN)
         if not rows:
             bell.recv(16)
             continue

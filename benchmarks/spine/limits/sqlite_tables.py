@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from itertools import cycle, islice
 
@@ -9,9 +10,10 @@ import apsw
 import msgspec
 
 from benchmarks.harness.child import Channel
-from benchmarks.spine.limits.rows import event_rows
-from benchmarks.spine.limits.sqlite import RUN, folder_of, open_reader, open_writer
+from benchmarks.spine.limits.rows import Row, event_rows
+from benchmarks.spine.limits.sqlite import RUN, folder_of, open_reader, open_writer, rows_of
 from benchmarks.spine.messages import OrderPlaced
+from skald.sql import blocks
 
 _APPEND = f"INSERT INTO skald_events VALUES ({', '.join('?' * 14)})"
 
@@ -19,8 +21,7 @@ _APPEND = f"INSERT INTO skald_events VALUES ({', '.join('?' * 14)})"
 def append(channel: Channel, url: str, streams: bool) -> None:
     """Groups of 100 prepared rows for some seconds, as often as asked."""
     connection = open_writer(folder_of(url) / "orders.db")
-    connection.execute(_APPEND, (1 << 40, *event_rows(1, True)[0]))  # prepares the statement
-    position = connection.execute("SELECT max(position) FROM skald_events").get
+    position = 0
     while True:
         seconds = channel.hear()["seconds"]
         rows = cycle(event_rows(20_000, streams))
@@ -58,7 +59,7 @@ def read(channel: Channel, url: str) -> None:
     while True:
         channel.hear()
         position, count, began = 0, 0, time.monotonic()
-        while rows := connection.execute(sql, (position, RUN)).fetchall():
+        while rows := rows_of(connection, sql, position, RUN):
             for row in rows:
                 decode(row[11])
             position, count = rows[-1][0], count + len(rows)
@@ -72,3 +73,19 @@ def hold_snapshot(channel: Channel, url: str) -> None:
     connection.execute("SELECT count(*) FROM skald_cursors").fetchall()
     channel.say(held=True)
     channel.hear()
+
+
+_WALK = re.compile(r"SCAN skald_(events|messages|heads|deliveries)\b")
+
+
+def watch_plans(channel: Channel, url: str) -> None:
+    """How many of the library's writing statements walk a large table, by EXPLAIN QUERY PLAN."""
+    connection = open_reader(folder_of(url) / "orders.db")
+    channel.say(ready=True)
+    channel.hear()
+    plans = [row for sql in blocks("skald.stores.sqlite", "unit").values() for row in _explained(connection, sql)]
+    channel.say(walks=sum(bool(_WALK.search(detail)) for *_, detail in plans))
+
+
+def _explained(connection: apsw.Connection, sql: str) -> list[Row]:
+    return rows_of(connection, f"EXPLAIN QUERY PLAN {sql}", *(None,) * sql.count("?"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-import asyncpg  # type: ignore[import-untyped]
+import asyncpg
 
 from benchmarks.harness.child import Channel
 from benchmarks.spine.limits.rows import answer_to, order_rows

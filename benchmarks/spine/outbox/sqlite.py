@@ -7,7 +7,7 @@ import time
 
 from benchmarks.harness.child import Channel
 from benchmarks.spine.limits.rows import Row, answer_to, order_rows
-from benchmarks.spine.limits.sqlite import folder_of, open_reader, open_writer
+from benchmarks.spine.limits.sqlite import folder_of, open_reader, open_writer, rows_of
 
 POLL = 0.02
 _OUTBOX = """
@@ -55,7 +55,7 @@ def consume(channel: Channel, url: str, count: int) -> None:
     handled = 0
     while handled < count:
         last = own.execute("SELECT id FROM relayed").get
-        rows = outbox.execute(_READ, (last,)).fetchall()
+        rows = rows_of(outbox, _READ, last)
         if not rows:
             time.sleep(POLL)
             continue

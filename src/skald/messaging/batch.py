@@ -7,6 +7,9 @@ with a transaction each, where a savepoint undoes a failed handler alone.
 
 A handler slower than ``patience`` does not hold up its stretch: its message becomes a delivery in state ``running``,
 its key is blocked, the cursors move on, and its result is committed on its own.
+
+An exception counts as an attempt only where it can be the handler's: while it runs, or because its result cannot be
+written. Trouble of the database's own ends the stretch, and the consumer begins again where its cursors stand.
 """
 
 from __future__ import annotations
@@ -19,35 +22,24 @@ from itertools import groupby
 import msgspec
 
 from skald.clock import Clock
-from skald.errors import CursorMoved, Fenced, StoreUnavailable, TransactionConflict, TransactionTooLong
+from skald.errors import Busy, CursorMoved, Fenced, Rejection, StoreUnavailable
 from skald.message import Record
+from skald.messaging.attempts import GRACE, Seat, call_with, run_attempts, watch
 from skald.messaging.connection import Submit
 from skald.messaging.invoke import Invoker
 from skald.messaging.outcome import WAITING, Done, Item, LaneState, Outcome, Taken, cut, run_unit
 from skald.messaging.publisher import Publisher
-from skald.messaging.transaction import Transaction
 from skald.store import Store
 from skald.store import Transaction as StoreTransaction
 from skald.unit import DeliveryState
 
 MAX_TRANSACTIONAL = 50
 MAX_TRANSACTION_SECONDS = 0.05
-
-_ENDS_TRANSACTION = (StoreUnavailable, TransactionTooLong, TransactionConflict, Fenced, CursorMoved)
-
-
-class Seat(msgspec.Struct):
-    """Where one worker stands: what it runs, since when, and whether it was left behind by its stretch."""
-
-    item: Item | None = None
-    started: float = 0.0
-    rest: list[Item] = msgspec.field(default_factory=list)
-    spilled: bool = False
-    timed_out: bool = False
+_NOT_THE_HANDLERS = (Fenced, CursorMoved, Busy, StoreUnavailable)
 
 
 class Straggler(msgspec.Struct, frozen=True):
-    """A handler that outlived its stretch; ``task`` ends with its outcome."""
+    """A handler that outlived its stretch; ``task`` ends with its outcome, and ``item`` holds what was stored of it."""
 
     item: Item
     lane: LaneState
@@ -70,58 +62,77 @@ class Stretch:
         concurrency: int,
         patience: float,
         on_straggler: Callable[[Straggler], None],
+        stopping: Callable[[], bool] = lambda: False,
     ) -> None:
         self._store, self._submit, self._invoker, self._publisher = store, submit, invoker, publisher
         self._clock, self._origin = clock, origin
         self._concurrency, self._patience, self._on_straggler = concurrency, patience, on_straggler
+        self._stopping = stopping
+        self._reached = 0
 
-    async def run(self, lanes: dict[int, LaneState], items: Sequence[Item], last: Record) -> None:
+    async def run(self, lanes: dict[int, LaneState], items: Sequence[Item], last: Record) -> bool:
         """Handles the items in order and moves the cursors of their lanes, in the end to ``last``.
 
-        Raises ``CursorMoved`` or ``Fenced`` if a lane is not this process's any more; what was committed stays.
+        False if it ended before because the consumer stops. Raises ``CursorMoved`` or ``Fenced`` if a lane is not this
+        process's any more; what was committed stays.
         """
-        stragglers: list[Straggler] = []
         start = 0
         while start < len(items):
+            if start and self._stopping():
+                return False
             stop = start + cut(items[start:])
             segment = items[start:stop]
             plain = [i for i in segment if i.handler.transaction is None and i.outcome is None]
-            if plain:
-                stragglers += await self._concurrently(lanes, plain)
             end = last if stop == len(items) else segment[-1].record
-            if any(i.outcome is None for i in segment):
-                await self._transactionally(lanes, segment, end)
-            else:
-                await self._commit(lanes, segment, end)
-            # Only now do their deliveries exist, so only now may they end.
-            for straggler in stragglers:
-                self._on_straggler(straggler)
-            stragglers.clear()
+            stragglers: list[Straggler] = []
+            try:
+                if plain:
+                    await self._concurrently(lanes, plain, stragglers)
+                if not any(i.outcome is None for i in segment):
+                    await self._commit(lanes, segment, end)
+                elif not await self._transactionally(lanes, segment, end, may_stop=not plain):
+                    return False
+            finally:
+                await self._part(stragglers)
             start = stop
+        return True
+
+    async def _part(self, stragglers: list[Straggler]) -> None:
+        """Those whose deliveries are stored go on alone; the others end, because their messages will be read again."""
+        lost: list[asyncio.Task[Outcome | None]] = []
+        for straggler in stragglers:
+            item = straggler.item
+            if straggler.lane.position >= item.record.position and item.outcome is not WAITING:
+                self._on_straggler(straggler)
+            else:
+                straggler.task.cancel()
+                lost.append(straggler.task)
+        if lost:
+            await asyncio.wait(lost, timeout=GRACE)
 
     # --- without a transaction ----------------------------------------------------------------------------------------
 
-    async def _concurrently(self, lanes: dict[int, LaneState], items: list[Item]) -> list[Straggler]:
+    async def _concurrently(
+        self, lanes: dict[int, LaneState], items: list[Item], stragglers: list[Straggler]
+    ) -> None:
         chains: dict[str, list[Item]] = {}
         for item in items:
             chains.setdefault(item.record.key, []).append(item)
         queue = deque(chains.values())
-        stragglers: list[Straggler] = []
         while queue:
             seats = [Seat() for _ in range(min(len(queue), self._concurrency))]
             tasks = [asyncio.create_task(self._work(lanes, queue, seat)) for seat in seats]
             try:
                 await asyncio.wait(tasks, timeout=self._patience)
-            except asyncio.CancelledError:
+                for seat, task in zip(seats, tasks, strict=True):
+                    if task.done():
+                        task.result()
+                    else:
+                        stragglers.append(self._spill(lanes, queue, seat, task))
+            except BaseException:
                 for task in tasks:
                     task.cancel()
                 raise
-            for seat, task in zip(seats, tasks, strict=True):
-                if task.done():
-                    task.result()
-                elif seat.item is not None:
-                    stragglers.append(self._spill(lanes, queue, seat, task))
-        return stragglers
 
     async def _work(self, lanes: dict[int, LaneState], queue: deque[list[Item]], seat: Seat) -> Outcome | None:
         while queue:
@@ -158,29 +169,41 @@ class Stretch:
         if seat.rest:
             queue.appendleft(seat.rest)
             seat.rest = []
-        running = msgspec.structs.replace(item, outcome=None)
-        seat.item = running
-        return Straggler(running, lane, seat, task)
+        return Straggler(item, lane, seat, task)
 
     # --- with a transaction -------------------------------------------------------------------------------------------
 
-    async def _transactionally(self, lanes: dict[int, LaneState], items: Sequence[Item], end: Record) -> None:
+    async def _transactionally(
+        self, lanes: dict[int, LaneState], items: Sequence[Item], end: Record, *, may_stop: bool
+    ) -> bool:
         start = 0
         while start < len(items):
+            if start and may_stop and self._stopping():
+                return False
             ours = [item for item in items[start:] if item.outcome is None]
             try:
                 start = await self._optimistically(lanes, items, start, end)
-            except (StoreUnavailable, Fenced, CursorMoved):
+            except (Fenced, CursorMoved):
                 raise
             except Exception:
                 # Something in this transaction failed; find out what, with a transaction for each message.
                 for item in ours:
+                    item.unknown = item.unknown or item.outcome is not None
                     item.outcome = None
-                for _, group in groupby(items[start:], key=lambda item: item.record.position):
-                    single = list(group)
-                    rest = start + len(single)
-                    await self._singly(lanes, single, end if rest == len(items) else single[-1].record)
-                    start = rest
+                start = await self._one_by_one(lanes, items, start, end)
+        return True
+
+    async def _one_by_one(
+        self, lanes: dict[int, LaneState], items: Sequence[Item], start: int, end: Record
+    ) -> int:
+        """A transaction for each message, up to where the common one failed; the index of the first that is left."""
+        reached = items[self._reached].record.position
+        while start < len(items) and items[start].record.position <= reached:
+            _, group = next(groupby(items[start:], key=_position))
+            single = list(group)
+            start += len(single)
+            await self._singly(lanes, single, end if start == len(items) else single[-1].record)
+        return start
 
     async def _optimistically(
         self, lanes: dict[int, LaneState], items: Sequence[Item], start: int, end: Record
@@ -188,9 +211,11 @@ class Stretch:
         """Runs and commits items from ``start`` on; returns the index of the first one that is left."""
         loop = asyncio.get_running_loop()
         index, count, began = start, 0, loop.time()
+        self._reached = start
         async with self._store.transaction() as inner:
             while index < len(items):
                 item = items[index]
+                self._reached = index
                 if item.outcome is None:
                     item.outcome = await self._in_transaction(lanes, inner, item)
                     count += 1
@@ -211,32 +236,52 @@ class Stretch:
     async def _singly(self, lanes: dict[int, LaneState], items: Sequence[Item], last: Record) -> None:
         """One message in a transaction of its own, as often as its policy says."""
         while True:
-            ours = [item for item in items if item.outcome is None]
+            running: Item | None = None
             try:
                 async with self._store.transaction() as inner:
-                    for item in ours:
-                        item.outcome = await self._in_savepoint(lanes, inner, item)
+                    for running in [item for item in items if item.outcome is None]:
+                        running.outcome = await self._in_savepoint(lanes, inner, running)
+                    running = None
                     touched = await self._apply(lanes, inner, items, last)
                 break
-            except (StoreUnavailable, Fenced, CursorMoved):
+            except (Fenced, CursorMoved):
                 raise
             except Exception as error:
-                for item in ours:
-                    item.attempts += 1
-                    item.outcome = await self._invoker.failed(item, self._origin, error)
+                if running is None and isinstance(error, _NOT_THE_HANDLERS):
+                    raise
+                await self._rolled_back(items, running, error)
         _advance(touched, last)
         for item in items:
             if type(item.outcome) is Taken and item.outcome.state is not DeliveryState.QUEUED:
                 lanes[item.lane].blocked.add((item.handler.name, item.record.key))
+
+    async def _rolled_back(self, items: Sequence[Item], running: Item | None, error: Exception) -> None:
+        """Blames the handler that ran, or all whose results could not be written, and lets the others run again."""
+        done = [item for item in items if isinstance(item.outcome, Done)]
+        undone = [item for item in done if item.handler.transaction is not None]
+        for item in undone:
+            item.unknown, item.outcome = True, None
+        await self._blame([running] if running else done if isinstance(error, Rejection) else undone, error)
+
+    async def _blame(self, items: Sequence[Item], error: Exception) -> None:
+        """Counts an attempt; handlers without a transaction make the next one here, if that is due at once."""
+        if not items:
+            raise error
+        for item in items:
+            item.attempts += 1
+            item.outcome = await self._invoker.failed(item, self._origin, error)
+            if item.outcome is None and item.handler.transaction is None:
+                seat = Seat(item)
+                task = asyncio.create_task(run_attempts(self._invoker, self._origin, item, seat))
+                item.outcome = await watch(task, seat, self._invoker.group)
 
     async def _in_savepoint(self, lanes: dict[int, LaneState], inner: StoreTransaction, item: Item) -> Outcome:
         while True:
             try:
                 async with inner.savepoint():
                     return await self._in_transaction(lanes, inner, item)
-            except _ENDS_TRANSACTION:
-                raise
             except Exception as error:
+                await inner.now()  # raises if the transaction is gone too
                 item.attempts += 1
                 outcome = await self._invoker.failed(item, self._origin, error)
                 if outcome is not None:
@@ -259,9 +304,31 @@ class Stretch:
             *(self._submit.submit(run_unit(lane, own, last)) for lane, own in by_lane), return_exceptions=True
         )
         _advance([lane for (lane, _), result in zip(by_lane, results, strict=True) if _ok(result)], last)
-        for result in results:
-            if isinstance(result, BaseException):
+        for (lane, own), result in zip(by_lane, results, strict=True):
+            if isinstance(result, Rejection) and not isinstance(result, _NOT_THE_HANDLERS):
+                await self._commit_singly(lane, own, last)
+            elif isinstance(result, BaseException):
                 raise result
+
+    async def _commit_singly(self, lane: LaneState, items: Sequence[Item], last: Record) -> None:
+        """A unit for each message, because the result of one cannot be written; that is its handler's failure."""
+        for _, group in groupby(items, key=_position):
+            single = list(group)
+            end = last if single[-1] is items[-1] else single[-1].record
+            while True:
+                try:
+                    await self._submit.submit(run_unit(lane, single, end))
+                    break
+                except Rejection as error:
+                    if isinstance(error, _NOT_THE_HANDLERS):
+                        raise
+                    await self._blame([item for item in single if isinstance(item.outcome, Done)], error)
+            _advance([lane], end)
+            _hold_back(lane, single, items)
+
+
+def _position(item: Item) -> int:
+    return item.record.position
 
 
 def _ok(result: object) -> bool:
@@ -282,40 +349,11 @@ def _advance(lanes: Iterable[LaneState], last: Record) -> None:
         lane.takeovers = 0
 
 
-async def call_with(
-    invoker: Invoker, publisher: Publisher, origin: str, inner: StoreTransaction, item: Item
-) -> Done:
-    """One attempt inside a transaction; what the handler published through it joins what it returned."""
-    transaction = Transaction(inner, publisher)
-    async with asyncio.timeout(item.handler.timeout):
-        done = await invoker.call(item, origin, transaction)
-    collected = transaction.collected()
-    if not collected:
-        return done
-    return Done(
-        tuple(record for unit in collected for record in unit.events) + done.events,
-        tuple(record for unit in collected for record in unit.messages) + done.messages,
-    )
-
-
-async def run_attempts(invoker: Invoker, origin: str, item: Item, seat: Seat) -> Outcome:
-    """Attempts at once as the policy says. Whoever watches the seat ends an attempt that takes too long."""
-    loop = asyncio.get_running_loop()
-    while True:
-        seat.started = loop.time()
-        try:
-            return await invoker.call(item, origin)
-        except asyncio.CancelledError:
-            if not seat.timed_out:
-                raise
-            seat.timed_out = False
-            task = asyncio.current_task()
-            assert task is not None
-            task.uncancel()
-            error: Exception = TimeoutError(f"no result within {item.handler.timeout:g} s")
-        except Exception as raised:
-            error = raised
-        item.attempts += 1
-        outcome = await invoker.failed(item, origin, error)
-        if outcome is not None:
-            return outcome
+def _hold_back(lane: LaneState, failed: Iterable[Item], items: Iterable[Item]) -> None:
+    """What had been handled behind a message that turned out to have failed waits for it after all."""
+    keys = {(item.handler.name, item.record.key) for item in failed if isinstance(item.outcome, Taken)} - lane.blocked
+    lane.blocked |= keys
+    behind = max(item.record.position for item in failed)
+    for item in items if keys else ():
+        if item.record.position > behind and (item.handler.name, item.record.key) in keys:
+            item.unknown, item.outcome = True, WAITING

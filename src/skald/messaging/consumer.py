@@ -12,16 +12,19 @@ has forked, and the lanes stop by name.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from itertools import groupby
 
 import msgspec
 
 from skald.clock import Clock
-from skald.errors import BelowFloor, CursorMoved, LogForked, SkaldError, StoreError
+from skald.errors import BelowFloor, Busy, CursorMoved, LogForked, SkaldError, Stopped, StoreError
 from skald.message import Record
 from skald.messaging import cursor
-from skald.messaging.batch import Straggler, Stretch
+from skald.messaging.attempts import GRACE
+from skald.messaging.batch import Stretch
 from skald.messaging.connection import Submit
+from skald.messaging.deliverer import Deliverer
 from skald.messaging.invoke import Invoker
 from skald.messaging.outcome import WAITING, Item, LaneState, Taken, describe
 from skald.messaging.publisher import Publisher
@@ -79,19 +82,21 @@ class Consumer:
         self.counters = Counters()
         self._changes: list[tuple[list[LaneState] | int, asyncio.Future[None]]] = []
         self._wake = asyncio.Event()
-        self._stopping = False
+        self._stopping = self._over = False
         self._ahead: tuple[int, asyncio.Task[list[Record]]] | None = None
         self._checkpoint_at = 0.0
         handlers = {h.name: h for found in subscription.handlers.values() for h in found}
+        deliverer = Deliverer(
+            store=store, submit=submit, invoker=invoker, publisher=publisher, clock=clock, owner=owner
+        )
         self._redelivery = Redelivery(
-            store=store, submit=submit, invoker=invoker, publisher=publisher, clock=clock, group=subscription.group,
-            origin=subscription.origin, owner=owner, handlers=handlers, lanes=self.lanes, wake=self._wake.set,
+            store=store, deliverer=deliverer, clock=clock, group=subscription.group, origin=subscription.origin,
+            handlers=handlers, lanes=self.lanes, wake=self._wake.set,
         )  # fmt: skip
-        self._stragglers: list[Straggler] = []
         self._stretch = Stretch(
             store=store, submit=submit, invoker=invoker, publisher=publisher, clock=clock,
             origin=subscription.origin, concurrency=settings.concurrency, patience=settings.patience,
-            on_straggler=self._stragglers.append,
+            on_straggler=self._redelivery.follow, stopping=lambda: self._stopping,
         )  # fmt: skip
 
     @property
@@ -110,10 +115,14 @@ class Consumer:
         await self._change(lanes)
 
     async def release(self, lane: int) -> None:
-        """Takes a lane away once what runs for it has ended."""
+        """Reads no further for the lane, ends what runs for it, and lets others claim it."""
         await self._change(lane)
+        await self._redelivery.drop(lane)
+        await cursor.release(self._store, self._subscription.group, self.origin, lane, self._owner)
 
     async def _change(self, change: list[LaneState] | int) -> None:
+        if self._over:
+            raise Stopped(f"{self._subscription.group} does not read {self.origin} any more")
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._changes.append((change, future))
         self._wake.set()
@@ -126,10 +135,10 @@ class Consumer:
                 if isinstance(change, list):
                     for lane in change:
                         await self._redelivery.load(lane)
+                        lane.suspects = self._settings.run if lane.takeovers else 0
                         self.lanes[lane.lane] = lane
-                elif change in self.lanes:
-                    await self._redelivery.drop(change)
-                    await cursor.release(self._store, [self.lanes.pop(change)])
+                else:
+                    self.lanes.pop(change, None)
             except BaseException as error:
                 if not future.done():
                     future.set_exception(error)
@@ -152,10 +161,10 @@ class Consumer:
         for number, lane in list(self.lanes.items()):
             fresh = await cursor.reload(self._store, lane)
             if fresh is None:
-                await self._redelivery.drop(number)
-                self.lanes.pop(number, None)
+                del self.lanes[number]
+                await self._redelivery.drop(number, grace=0)
                 continue
-            fresh.suspect_upto = lane.suspect_upto
+            fresh.suspects = lane.suspects
             await self._redelivery.load(fresh)
             self.lanes[number] = fresh
 
@@ -172,21 +181,25 @@ class Consumer:
                         await self._wait()
                     pause = 0.1
                 except CursorMoved:
-                    await self._recover(self._reload, 0)
-                except (StoreError, OSError) as error:
+                    await self._recover()
+                except (StoreError, Busy, OSError) as error:
                     what = f"reading {self.origin}"
                     emit(Recovering(self._subscription.group, what, describe(error), pause))
-                    self._wake.clear()
-                    await self._until_woken(pause)
+                    await self._pause(pause)
                     pause = min(pause * 2, 5.0)
-                    await self._recover(self._reload, pause)
+                    await self._recover()
         finally:
+            self._over = True
             unlisten()
             if self._ahead is not None:
                 self._ahead[1].cancel()
-            await self._redelivery.drop()
+            for _, future in self._changes:
+                if not future.done():
+                    future.set_exception(Stopped(f"{self._subscription.group} stops reading {self.origin}"))
+            # In order, there is time to finish; otherwise somebody else has the lanes already.
+            await self._redelivery.drop(grace=GRACE if self._stopping else 0)
 
-    async def _recover(self, reload: Callable[[], object], pause: float) -> None:
+    async def _recover(self) -> None:
         try:
             await self._reload()
         except (StoreError, OSError):
@@ -197,6 +210,14 @@ class Consumer:
     async def stop(self) -> None:
         self._stopping = True
         self._wake.set()
+
+    async def _pause(self, seconds: float) -> None:
+        """Only the end ends it: those who ring do not know of the trouble."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + seconds
+        while not self._stopping and loop.time() < end:
+            self._wake.clear()
+            await self._until_woken(end - loop.time())
 
     async def _until_woken(self, seconds: float) -> None:
         try:
@@ -254,8 +275,19 @@ class Consumer:
         if not records:
             # Nothing up to a place where no message stands (a lane was reset to a gap): read on from there.
             return upto is not None and await self._advance(cohort, None)
+        if records[-1].position - position > len(records) and await self._is_thinned_out(position):
+            await self._stop_forked(cohort, None)
+            return True
         await self._handle({lane.lane: lane for lane in cohort}, records)
         return True
+
+    async def _is_thinned_out(self, position: int) -> bool:
+        """Whether a gap behind this position was left by retention, and not accepted when the group was put there.
+
+        Asked after the stretch was read: what is deleted later was in it.
+        """
+        floor = await self._log.floor(self._types)
+        return floor > position and floor > await cursor.accepted(self._store, self.origin)
 
     async def _read(self, position: int, limit: int, upto: int | None) -> list[Record]:
         """Reads a stretch, and while that is handled the next one, if there is more."""
@@ -288,19 +320,31 @@ class Consumer:
 
     async def _handle(self, lanes: dict[int, LaneState], records: list[Record]) -> None:
         last = records[-1]
-        for lane in lanes.values():
-            if lane.takeovers and lane.suspect_upto is None:
-                lane.suspect_upto = last.position
         items = self._items(lanes, records)
         cautious = {number for number, lane in lanes.items() if lane.takeovers >= CAUTIOUS}
+        try:
+            finished = await self._run(lanes, items, cautious, last)
+        except BaseException:
+            # What was begun in vain will be begun again.
+            for lane in lanes.values():
+                lane.suspects = max(lane.suspects, len(items))
+            raise
+        if finished:
+            for lane in lanes.values():
+                lane.scanned, lane.scanned_id = last.position, last.id
+            for number in {item.lane for item in items}:
+                lanes[number].suspects = max(0, lanes[number].suspects - len(items))
+
+    async def _run(self, lanes: dict[int, LaneState], items: list[Item], cautious: set[int], last: Record) -> bool:
         if cautious:
-            await self._cautiously(lanes, [item for item in items if item.lane in cautious])
+            if not await self._cautiously(lanes, [item for item in items if item.lane in cautious]):
+                return False
             items = [item for item in items if item.lane not in cautious]
         if items:
-            await self._stretch.run(lanes, items, last)
+            if not await self._stretch.run(lanes, items, last):
+                return False
             self._took(lanes, items)
-        for lane in lanes.values():
-            lane.scanned, lane.scanned_id = last.position, last.id
+        return True
 
     def _items(self, lanes: dict[int, LaneState], records: list[Record]) -> list[Item]:
         handlers, topics, count = self._subscription.handlers, self._subscription.topics, self._subscription.lanes
@@ -319,32 +363,44 @@ class Consumer:
                 item = Item(record, handler, number)
                 if handler.queue is not None:
                     item.outcome = Taken(DeliveryState.QUEUED, 0, now + record.delay)
-                elif lane.suspect_upto is not None and record.position <= lane.suspect_upto:
+                elif lane.suspects:
                     item.unknown = True
                 items.append(item)
         return items
 
     def _took(self, lanes: dict[int, LaneState], items: list[Item]) -> None:
         self.counters.handled += len(items)
+        queued = False
         for item in items:
-            if type(item.outcome) is Taken and item.outcome.state is not DeliveryState.QUEUED:
-                self._redelivery.took(lanes[item.lane], item)
-        for straggler in self._stragglers:
-            self._redelivery.follow(straggler)
-        self._stragglers.clear()
+            if type(item.outcome) is Taken:
+                if item.outcome.state is DeliveryState.QUEUED:
+                    queued = True
+                else:
+                    self._redelivery.took(lanes[item.lane], item)
+        if queued:
+            # The queue's workers, here and in other processes, listen at this bell.
+            self._store.ring()
 
-    async def _cautiously(self, lanes: dict[int, LaneState], items: list[Item]) -> None:
+    async def _cautiously(self, lanes: dict[int, LaneState], items: list[Item]) -> bool:
         """Each message is written down as being tried before it is tried, alone, so that a crash is counted to it."""
-        for item in items:
-            lane = lanes[item.lane]
-            key = (item.handler.name, item.record.key)
-            if item.outcome is None:
-                waits = key in lane.blocked
-                item.outcome = WAITING if waits else Taken(DeliveryState.RUNNING, 0, self._clock.now())
-                lane.blocked.add(key)
-            await self._stretch.run({item.lane: lane}, [item], item.record)
-            if item.outcome is not WAITING and item.outcome.state is DeliveryState.RUNNING:  # type: ignore[union-attr]
-                await self._redelivery.alone(lane, item)
+        for _, group in groupby(items, key=lambda item: item.record.position):
+            if self._stopping:
+                return False
+            same = list(group)
+            lane = lanes[same[0].lane]
+            for item in same:
+                key = (item.handler.name, item.record.key)
+                if item.outcome is None:
+                    waits = key in lane.blocked
+                    item.outcome = WAITING if waits else Taken(DeliveryState.RUNNING, 0, self._clock.now())
+                    lane.blocked.add(key)
+            # All handlers of the message in one unit: the cursor passes it only once.
+            await self._stretch.run({lane.lane: lane}, same, same[0].record)
+            self._took(lanes, same)
+            for item in same:
+                if isinstance(item.outcome, Taken) and item.outcome.state is DeliveryState.RUNNING:
+                    await self._redelivery.alone(lane, item)
+        return True
 
     async def _checkpoint(self) -> None:
         """Now and then writes down how far lanes without messages have been read, in one unit each."""

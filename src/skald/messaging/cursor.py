@@ -10,9 +10,11 @@ from collections.abc import Iterable
 
 import msgspec
 
-from skald.messaging.outcome import LaneState
+from skald.messaging.outcome import ENDED, LaneState
+from skald.messaging.starting import Place
 from skald.sql import blocks
 from skald.store import Store, Transaction
+from skald.unit import Unit
 
 _SQL = blocks("skald.messaging", "cursors")
 
@@ -37,19 +39,34 @@ def _row(row: dict[str, object]) -> LaneRow:
     return msgspec.convert({**row, "message_id": None if id is None else str(id)}, LaneRow)
 
 
-async def create(store: Store, group: str, origin: str, count: int, position: int, message_id: str | None) -> None:
-    """Makes the lanes of an origin that was never read, all at one position; existing ones stay."""
+async def create(store: Store, group: str, origin: str, count: int, place: Place) -> None:
+    """Makes the lanes of an origin that was never read, all at one place; existing ones stay."""
+    where = {"position": place.position, "message_id": place.message_id}
     async with store.transaction() as tx:
         for lane in range(count):
-            await tx.execute(
-                _SQL["create"], group=group, origin=origin, lane=lane, position=position, message_id=message_id
-            )
+            await tx.execute(_SQL["create"], group=group, origin=origin, lane=lane, **where)
+        await accept(tx, origin, place.accepted)
+
+
+async def accept(tx: Transaction, origin: str, position: int) -> None:
+    """Writes down what this service accepts as gone from an origin (see ``starting``)."""
+    if position:
+        await tx.execute(_SQL["accept"], key=f"accepted:{origin}", position=str(position))
+
+
+async def accepted(store: Store, origin: str) -> int:
+    rows = await store.fetch(_SQL["accepted"], key=f"accepted:{origin}")
+    return int(rows[0]["value"]) if rows else 0
 
 
 async def claim(store: Store, group: str, wanted: Iterable[tuple[str, int]], owner: str) -> list[LaneState]:
-    """Claims those of the wanted lanes that nobody owns."""
+    """Claims those of the wanted lanes that nobody else owns.
+
+    Raises ``Fenced`` if this process has been taken over: what it claimed now, nobody would free again.
+    """
     claimed = []
     async with store.transaction() as tx:
+        await tx.apply(Unit(fence=owner))
         for origin, lane in wanted:
             rows = await tx.fetch(_SQL["claim"], group=group, origin=origin, lane=lane, owner=owner)
             claimed += [_state(row, group, origin, lane, owner) for row in rows]
@@ -68,7 +85,8 @@ def _state(row: dict[str, object], group: str, origin: str, lane: int, owner: st
     position, id = row["position"], row["message_id"]
     assert isinstance(position, int)
     version, takeovers = row["version"], row["takeovers"]
-    assert isinstance(version, int) and isinstance(takeovers, int)
+    assert isinstance(version, int)
+    assert isinstance(takeovers, int)
     text = None if id is None else str(id)
     return LaneState(
         group=group,
@@ -84,10 +102,9 @@ def _state(row: dict[str, object], group: str, origin: str, lane: int, owner: st
     )
 
 
-async def release(store: Store, lanes: Iterable[LaneState]) -> None:
+async def release(store: Store, group: str, origin: str, lane: int, owner: str) -> None:
     async with store.transaction() as tx:
-        for lane in lanes:
-            await tx.execute(_SQL["release"], group=lane.group, origin=lane.origin, lane=lane.lane, owner=lane.owner)
+        await tx.execute(_SQL["release"], group=group, origin=origin, lane=lane, owner=owner)
 
 
 async def stop(store: Store, lane: LaneState, reason: str) -> None:
@@ -103,22 +120,22 @@ async def fence(store: Store, process: str) -> None:
         await tx.execute(_SQL["fence"], process=process)
 
 
+async def owners(store: Store) -> set[str]:
+    """The processes that may write, or own a lane."""
+    return {str(row["process"]) for row in await store.fetch(_SQL["owners"])}
+
+
 async def take_over(store: Store, process: str) -> int:
     """Ends a dead process's right to write, then frees its work. Deleting the fence waits for what is in flight."""
-    return await _free(store, process, "orphan_lanes", "orphan_deliveries")
+    async with store.transaction() as tx:
+        await tx.execute(_SQL["unfence"], process=process)
+        freed = await tx.execute(_SQL["orphan_lanes"], process=process)
+        return freed + await tx.execute(_SQL["orphan_deliveries"], process=process, error=ENDED)
 
 
 async def hand_over(store: Store, process: str) -> int:
     """The same for a process that stops in order: nothing counts as an attempt."""
-    return await _free(store, process, "hand_over_lanes", "hand_over_deliveries")
-
-
-async def _free(store: Store, process: str, lanes_sql: str, deliveries_sql: str) -> int:
     async with store.transaction() as tx:
-        return await _free_in(tx, process, lanes_sql, deliveries_sql)
-
-
-async def _free_in(tx: Transaction, process: str, lanes_sql: str, deliveries_sql: str) -> int:
-    await tx.execute(_SQL["unfence"], process=process)
-    freed = await tx.execute(_SQL[lanes_sql], process=process)
-    return freed + await tx.execute(_SQL[deliveries_sql], process=process)
+        await tx.execute(_SQL["unfence"], process=process)
+        freed = await tx.execute(_SQL["hand_over_lanes"], process=process)
+        return freed + await tx.execute(_SQL["hand_over_deliveries"], process=process)

@@ -67,8 +67,12 @@ def after_failure(handler: Handler, error: BaseException, attempts: int, now: in
     return Taken(DeliveryState.PARKED, attempts, now, text)
 
 
-def describe(error: BaseException | str) -> str:
-    text = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
+def describe(error: BaseException) -> str:
+    try:
+        text = f"{type(error).__name__}: {error}"
+    except Exception:
+        # An error whose own text fails is still an error of its handler, and not ours.
+        text = type(error).__name__
     # Errors come from anywhere: what the database cannot store (NUL, lone surrogates) must not stop the parking.
     return text.encode("utf-8", "replace").decode().replace("\0", "\\0")[:MAX_ERROR]
 

@@ -10,16 +10,13 @@ from skald.message import Record
 from skald.messaging.outcome import LaneState
 from skald.sql import blocks
 from skald.store import Store
-from skald.unit import Delivery, DeliveryState
+from skald.unit import Delivery, DeliveryState, Unit
 
 _SQL = blocks("skald.messaging", "deliveries")
 
-Place = tuple[str, str, int]
-"""Handler, origin, position: with the group, a delivery's primary key."""
 
-
-class Blocked(msgspec.Struct, frozen=True):
-    """A delivery of a lane without its message: enough to know whom it blocks, and when it is due."""
+class Head(msgspec.Struct, frozen=True):
+    """The first delivery of a key, without its message: enough to know whom it blocks, and when it is due."""
 
     handler: str
     position: int
@@ -28,35 +25,40 @@ class Blocked(msgspec.Struct, frozen=True):
     due: int
 
 
-async def of_lane(store: Store, lane: LaneState) -> list[Blocked]:
-    rows = await store.fetch(_SQL["blocked"], group=lane.group, origin=lane.origin, lane=lane.lane)
+async def heads(store: Store, lane: LaneState) -> list[Head]:
+    rows = await store.fetch(_SQL["heads"], group=lane.group, origin=lane.origin, lane=lane.lane)
     return [
-        Blocked(row["handler"], row["position"], row["aggregateid"], DeliveryState(row["state"]), row["due"])
+        Head(row["handler"], row["position"], row["aggregateid"], DeliveryState(row["state"]), row["due"])
         for row in rows
     ]
 
 
-async def get(store: Store, group: str, place: Place) -> Delivery | None:
-    handler, origin, position = place
-    rows = await store.fetch(_SQL["get"], group=group, handler=handler, origin=origin, position=position)
-    return from_row(group, rows[0]) if rows else None
-
-
-async def next_waiting(store: Store, lane: LaneState, handler: str, key: str) -> int | None:
+async def head(store: Store, lane: LaneState, handler: str, key: str) -> Delivery | None:
+    """The first delivery of a key, with its message."""
     rows = await store.fetch(
-        _SQL["next_waiting"], group=lane.group, handler=handler, origin=lane.origin, lane=lane.lane, key=key
+        _SQL["head"], group=lane.group, handler=handler, origin=lane.origin, lane=lane.lane, key=key
     )
-    return int(rows[0]["position"]) if rows else None
+    return from_row(lane.group, rows[0]) if rows else None
 
 
 async def claim_work(store: Store, group: str, handler: str, owner: str, limit: int) -> list[Delivery]:
-    """Takes due work of a queue, the highest priority first; nobody else gets it while this owner lives."""
+    """Takes due work of a queue, the highest priority first; nobody else gets it while this owner lives.
+
+    Raises ``Fenced`` if this owner has been taken over: what it took now, nobody would free again.
+    """
     sql = _SQL["claim_work"].format(for_update=store.features.for_update)
     async with store.transaction() as tx:
+        await tx.apply(Unit(fence=owner))
         now = await tx.now()
         rows = await tx.fetch(sql, group=group, handler=handler, owner=owner, now=now, limit=limit)
     claimed = [from_row(group, row) for row in rows]
     return sorted(claimed, key=lambda d: (-d.record.priority, d.due, d.record.position))
+
+
+async def owned_work(store: Store, group: str, handler: str, owner: str) -> list[Delivery]:
+    """The work of a queue that this owner has taken."""
+    rows = await store.fetch(_SQL["owned_work"], group=group, handler=handler, owner=owner)
+    return [from_row(group, row) for row in rows]
 
 
 async def next_work(store: Store, group: str, handler: str) -> int | None:

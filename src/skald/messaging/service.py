@@ -14,15 +14,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
-from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from skald.errors import ConfigurationError, Stopped
 from skald.message import Message, message_type
 from skald.messaging.definition import Handler, Queue, define
 from skald.messaging.provider import Provider, provider_of
 from skald.messaging.router import Declaration
+from skald.messaging.starting import Start
 from skald.messaging.transaction import Transaction
 from skald.retry import Policy
 from skald.store import Row, Store
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from skald.messaging.connection import Connection
 
 F = TypeVar("F", bound=Callable[..., Any])
-Start = Literal["start", "now"] | datetime | int
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,40}")
 
 
@@ -41,6 +40,8 @@ class Service:
     that has never read an origin begins: ``"start"``, ``"now"``, a time, or a position.
 
     ``migrations`` is a folder of numbered SQL files (``0001_orders.sql``) with the service's own tables.
+    ``transactions`` is a SQLAlchemy sessionmaker (or async_sessionmaker) or a psycopg pool on the service's PostgreSQL
+    database: its transactions, those of handlers included, then run in such a session, which is ``tx.connection``.
     ``retention`` gives the days for which messages of a type are kept; events are kept for ever by default.
     """
 
@@ -55,6 +56,7 @@ class Service:
         lanes: int = 8,
         start: Start = "start",
         retention: dict[type, float] | None = None,
+        transactions: Any = None,
     ) -> None:
         if not _NAME.fullmatch(name):
             raise ConfigurationError(
@@ -66,6 +68,7 @@ class Service:
         self.name, self.team, self.on_call = name, team, on_call
         self.migrations, self.lanes, self.start = migrations, lanes, start
         self.retention = {message_type(cls).name: days for cls, days in (retention or {}).items()}
+        self.transactions = transactions
         self.publishes = tuple(message_type(cls) for cls in publishes)
         self.handlers: list[Handler] = []
         self.providers: dict[type, Provider] = {}

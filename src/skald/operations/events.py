@@ -250,12 +250,9 @@ async def _at(log: Log, service: str, position: int) -> Record | None:
 
 
 def _readers(app: App, origin: str, record: Record) -> list[Subscription]:
-    return [
-        subscription
-        for found in app.topology.subscriptions.values()
-        for subscription in found
-        if subscription.origin == origin and record.type in subscription.handlers and record.topic in subscription.topics
-    ]
+    everyone = [subscription for found in app.topology.subscriptions.values() for subscription in found]
+    readers = [s for s in everyone if s.origin == origin and record.topic in s.topics]
+    return [subscription for subscription in readers if record.type in subscription.handlers]
 
 
 async def _readings(app: App, subscription: Subscription, record: Record) -> list[Reading]:

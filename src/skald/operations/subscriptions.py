@@ -16,8 +16,8 @@ from skald.app import App
 from skald.errors import BelowFloor, SkaldError
 from skald.messaging import cursor
 from skald.messaging.router import Subscription
+from skald.messaging.starting import Place, starting_point
 from skald.operations.access import NotFound, OperationRefused, change, chosen, members, opened, opened_log, unknown
-from skald.runtime.service import Place, accept, starting_point
 from skald.sql import blocks
 from skald.store import Log, Store, Transaction
 
@@ -41,8 +41,8 @@ class LaneView(msgspec.Struct, frozen=True):
 
 
 class SubscriptionView(msgspec.Struct, frozen=True):
-    """``declared``: lanes according to the code; ``None`` if the group does not read this origin any more. No ``lanes``:
-    it has never read it."""
+    """``declared``: lanes according to the code; ``None`` if the group does not read this origin any more. Without
+    ``lanes`` it has never read it."""
 
     group: str
     origin: str
@@ -69,9 +69,7 @@ class Reset(msgspec.Struct, frozen=True):
 # --- looking ----------------------------------------------------------------------------------------------------------
 
 
-async def list_subscriptions(
-    app: App, groups: Iterable[str] = (), origin: str | None = None
-) -> list[SubscriptionView]:
+async def list_subscriptions(app: App, groups: Iterable[str] = (), origin: str | None = None) -> list[SubscriptionView]:
     """Every group's lanes; what cannot be read is a view with an ``error``, so that one database hides no other."""
     if origin is not None and origin not in app.services:
         raise unknown("service", origin, app.services)
@@ -127,9 +125,7 @@ def _lane(row: cursor.LaneRow, end: int | None, processes: dict[str, tuple[int, 
 # --- reset ------------------------------------------------------------------------------------------------------------
 
 
-async def reset_subscription(
-    app: App, group: str, origin: str, to: Target, *, every_lane: bool = False
-) -> Reset:
+async def reset_subscription(app: App, group: str, origin: str, to: Target, *, every_lane: bool = False) -> Reset:
     """Sets a group's lanes to another place in an origin's log; what lies behind it is handled from there on.
 
     If some lanes are stopped, only those are moved (the others have gone on by themselves), unless ``every_lane``.
@@ -172,8 +168,8 @@ async def _target(log: Log, subscription: Subscription, to: Target) -> Place:
     if isinstance(to, int) and not 0 <= to <= end:
         raise OperationRefused(f"the log of {origin} ends at position {end}, and {to} was asked for")
     place = await starting_point(log, to, subscription.handlers)  # type: ignore[arg-type]
-    if to not in ("start", "now"):
-        await _require_readable(log, subscription, place)
+    if place.accepted and to != "start":
+        raise BelowFloor(origin, place.position, place.accepted)
     return place
 
 
@@ -190,5 +186,5 @@ async def _move(tx: Transaction, group: str, origin: str, lanes: list[int], plac
         where = {"group": group, "origin": origin, "lane": lane}
         await tx.execute(_SQL["move"], position=place.position, message_id=place.message_id, **where)
         dropped += await tx.execute(_SQL["take_back"], position=place.position, **where)
-    await accept(tx, origin, place.accepted)
+    await cursor.accept(tx, origin, place.accepted)
     return dropped

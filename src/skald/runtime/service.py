@@ -24,9 +24,9 @@ from skald.messaging.invoke import Invoker
 from skald.messaging.provider import provide
 from skald.messaging.publisher import Publisher
 from skald.messaging.router import Subscription
-from skald.messaging.service import Service, Start
+from skald.messaging.service import Service
+from skald.messaging.starting import starting_point
 from skald.messaging.worker import Worker
-from skald.clock import from_datetime
 from skald.runtime.committer import Committer
 from skald.runtime.lanes import assigned
 from skald.runtime.lease import Lease
@@ -160,19 +160,20 @@ class RunningService:
 
     async def _open_logs(self) -> None:
         """Opens the origins' logs, and makes the cursors of those that were never read."""
-        known: dict[str, int] = {}
-        for row in await cursor.lanes(self._store, self._service.name):
-            known[row.origin] = known.get(row.origin, 0) + 1
+        known = {row.origin for row in await cursor.lanes(self._store, self._service.name)}
         for subscription in self._subscriptions:
             log = self._logs[subscription.origin]
             await log.open()
-            count = known.get(subscription.origin, 0)
-            if count == 0:
-                position, id = await starting_point(log, self._service.start)
-                await cursor.create(
-                    self._store, self._service.name, subscription.origin, subscription.lanes, position, id
-                )
-            elif count != subscription.lanes:
+            if subscription.origin not in known:
+                place = await starting_point(log, self._service.start, subscription.handlers)
+                await cursor.create(self._store, self._service.name, subscription.origin, subscription.lanes, place)
+        self._check_lanes(await cursor.lanes(self._store, self._service.name))
+
+    def _check_lanes(self, rows: list[cursor.LaneRow]) -> None:
+        """Refuses to work with a number of lanes that is not the stored one: keys would be in the wrong lanes."""
+        for subscription in self._subscriptions:
+            count = sum(row.origin == subscription.origin for row in rows)
+            if count != subscription.lanes:
                 raise ConfigurationError(
                     f"{self._service.name} has {count} lanes on {subscription.origin}, and lanes={subscription.lanes} "
                     f"was asked for: stop its processes and run 'skald subscriptions relane'"
@@ -194,6 +195,9 @@ class RunningService:
             try:
                 await self._take_over()
                 await self._share()
+            except ConfigurationError as error:
+                emit(Refused(self._service.name, "sharing the lanes", str(error)))
+                self._lose()
             except (SkaldError, OSError) as error:
                 emit(Recovering(self._service.name, "sharing the lanes", str(error), self._settings.lease / 3))
             await self._look.wait()
@@ -209,6 +213,7 @@ class RunningService:
 
     async def _share(self) -> None:
         rows = await cursor.lanes(self._store, self._service.name)
+        self._check_lanes(rows)
         origins = {consumer.origin: consumer for consumer in self.consumers}
         lanes = [(row.origin, row.lane) for row in rows if row.origin in origins and row.stopped is None]
         mine = assigned([member.id for member in self._members], self.member.id, lanes)
@@ -219,6 +224,12 @@ class RunningService:
         free = [(row.origin, row.lane) for row in rows if row.owner is None and (row.origin, row.lane) in mine]
         if free:
             claimed = await cursor.claim(self._store, self._service.name, free, self.member.id)
+            # Their number may have been changed since we looked; the next look tells, and nothing was done yet.
+            versions = {(row.origin, row.lane): row.version for row in rows}
+            stale = [lane for lane in claimed if lane.version != versions[lane.origin, lane.lane]]
+            for lane in stale:
+                await cursor.release(self._store, lane.group, lane.origin, lane.lane, lane.owner)
+            claimed = [lane for lane in claimed if lane not in stale]
             for origin, consumer in origins.items():
                 await consumer.assign([lane for lane in claimed if lane.origin == origin])
 
@@ -245,19 +256,3 @@ class RunningService:
         for task in self._tasks:
             if not task.cancelled() and task.exception() is not None:
                 raise task.exception()  # type: ignore[misc]
-
-
-async def starting_point(log: Log, start: Start) -> tuple[int, str | None]:
-    """The position to start behind, and the id of the message there."""
-    if start == "start":
-        # After retention, the oldest that is left.
-        position = await log.floor()
-    elif start == "now":
-        return await log.end()
-    elif isinstance(start, int):
-        position = start
-    else:
-        assert not isinstance(start, str)
-        position = await log.position_at(from_datetime(start))
-    found = await log.read(position, 1, types=())
-    return position, found[0].id if found and found[0].position == position else None

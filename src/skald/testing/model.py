@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, TypeVar
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from msgspec.structs import replace
@@ -303,8 +303,11 @@ class StoreMachine(RuleBasedStateMachine):
         }
 
 
-def check_against_model(run: Run[Any], store: Store, examples: int) -> None:
-    """Runs random histories against an open store; raises with the shortest one that disagrees."""
+def check_against_model(run: Run[Any], store: Store, examples: int, shrink: bool) -> None:
+    """Runs random histories against an open store; raises with one that disagrees.
+
+    ``shrink`` looks for the shortest such one, which takes minutes.
+    """
 
     class Machine(StoreMachine):
         def __init__(self) -> None:
@@ -316,6 +319,7 @@ def check_against_model(run: Run[Any], store: Store, examples: int) -> None:
             max_examples=examples,
             stateful_step_count=25,
             deadline=None,
+            phases=[Phase.generate] + [Phase.shrink] * shrink,
             suppress_health_check=[
                 HealthCheck.too_slow,
                 HealthCheck.data_too_large,

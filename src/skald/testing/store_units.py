@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -117,6 +118,22 @@ class UnitConformance:
             await commit(other if turn % 2 else store, Unit(appends=(Append("s", records(2)),)))
         stream = await store.log.read_stream("s")
         assert [r.stream_version for r in stream] == list(range(1, 21))
+
+    async def test_handles_that_commit_at_once_lose_nothing(self, store: Store, new_store: NewStore) -> None:
+        handles = [store, await new_store(), await new_store()]
+
+        async def write(handle: Store, name: str) -> None:
+            for _ in range(20):
+                unit = Unit(appends=(Append("shared", records(1)), Append(name, records(1))))
+                outcomes = await handle.commit([unit, plain()], patient=True)
+                assert len(is_kind(outcomes, Committed)) == 2, outcomes
+
+        await asyncio.gather(*(write(handle, f"own-{n}") for n, handle in enumerate(handles)))
+        assert [r.stream_version for r in await store.log.read_stream("shared")] == list(range(1, 61))
+        log = await store.log.read(0, 1_000)
+        assert len(log) == 180
+        shared = [r.stream_version for r in log if r.stream == "shared"]
+        assert shared == sorted(filter(None, shared)), "versions rise with the position"
 
     async def test_an_append_without_records_only_compares(self, store: Store) -> None:
         await commit(store, Unit(appends=(Append("s", records(2)),)))

@@ -13,7 +13,8 @@ ORDER BY origin, lane
 
 -- name: claim
 UPDATE skald_cursors SET owner = :owner
-WHERE group_name = :group AND origin = :origin AND lane = :lane AND owner IS NULL AND stopped IS NULL
+WHERE group_name = :group AND origin = :origin AND lane = :lane AND (owner IS NULL OR owner = :owner)
+  AND stopped IS NULL
 RETURNING position, message_id, version, takeovers
 
 -- name: reload
@@ -29,8 +30,19 @@ WHERE group_name = :group AND origin = :origin AND lane = :lane AND owner = :own
 UPDATE skald_cursors SET stopped = :reason, owner = NULL, version = version + 1
 WHERE group_name = :group AND origin = :origin AND lane = :lane AND owner = :owner
 
+-- name: accept
+INSERT INTO skald_meta (key, value) VALUES (:key, :position) ON CONFLICT (key) DO UPDATE SET value = excluded.value
+
+-- name: accepted
+SELECT value FROM skald_meta WHERE key = :key
+
 -- name: fence
 INSERT INTO skald_fences (process) VALUES (:process)
+
+-- name: owners
+SELECT process FROM skald_fences
+UNION
+SELECT owner FROM skald_cursors WHERE owner IS NOT NULL
 
 -- name: unfence
 DELETE FROM skald_fences WHERE process = :process
@@ -42,7 +54,7 @@ UPDATE skald_cursors SET owner = NULL, takeovers = takeovers + 1 WHERE owner = :
 UPDATE skald_cursors SET owner = NULL WHERE owner = :process
 
 -- name: orphan_deliveries
-UPDATE skald_deliveries SET owner = NULL, attempts = attempts + 1 WHERE owner = :process
+UPDATE skald_deliveries SET owner = NULL, attempts = attempts + 1, error = :error WHERE owner = :process
 
 -- name: hand_over_deliveries
 UPDATE skald_deliveries SET owner = NULL WHERE owner = :process

@@ -50,6 +50,7 @@ class Committer:
         self._hot: dict[str, float] = {}
         self._connection: Connection | None = None
         self._lock = asyncio.Lock()
+        self._running: set[asyncio.Task[list[Outcome]]] = set()
 
     async def open(self) -> None:
         self._connection = await self._connect(within=0)
@@ -59,11 +60,32 @@ class Committer:
 
     async def close(self) -> None:
         connection, self._connection = self._connection, None
+        running = list(self._running)
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
         await close(connection)
 
     async def commit(self, units: Sequence[Unit]) -> list[Outcome]:
+        # A task of its own: a caller who is cancelled leaves the statement, and with it the connection, undisturbed.
+        task = asyncio.get_running_loop().create_task(self._commit_in_turn(units), name="skald postgres commit")
+        self._running.add(task)
+        task.add_done_callback(self._ended)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.cancelled():
+                raise StoreUnavailable("the store was closed while it committed: the outcome is unknown") from None
+            raise
+
+    async def _commit_in_turn(self, units: Sequence[Unit]) -> list[Outcome]:
         async with self._lock:
             return await self._commit_units(units)
+
+    def _ended(self, task: asyncio.Task[list[Outcome]]) -> None:
+        self._running.discard(task)
+        if not task.cancelled():
+            task.exception()  # asked for, so that asyncio does not complain if the caller is gone
 
     async def _commit_units(self, units: Sequence[Unit]) -> list[Outcome]:
         if not units:

@@ -63,7 +63,8 @@ async def _settings(connection: Connection, sql: dict[str, str], url: str) -> li
 def _horizon(row: Any, schema: str) -> Finding:
     behind = f"{row['behind']} later positions of {schema} are not readable"
     if row["gid"] is not None:
-        text = f"the prepared transaction {row['gid']!r} of {row['owner']} (since {_age(row['age'])}) holds the log: {behind}"
+        who = f"the prepared transaction {row['gid']!r} of {row['owner']}"
+        text = f"{who} (since {_age(row['age'])}) holds the log: {behind}"
         quoted = row["gid"].replace("'", "''")
         return _stalling(row, text, f"COMMIT PREPARED '{quoted}' or ROLLBACK PREPARED '{quoted}'")
     text = f"{_session(row)} has appended and not committed: {behind}; its last statement: {_statement(row['query'])}"

@@ -25,6 +25,8 @@ def is_gone(error: BaseException) -> bool:
     """The connection or the server is lost, or cannot serve now; the same work can be tried again later."""
     if isinstance(error, asyncpg.PostgresError):
         return str(error.sqlstate or "").startswith(_GONE)
+    if isinstance(error, asyncpg.InternalClientError):
+        return True  # the protocol's state is unknown: the connection must not be used again
     if isinstance(error, asyncpg.InterfaceError):
         return "connection is closed" in str(error) or "closed in the middle" in str(error)
     return isinstance(error, OSError | EOFError | TimeoutError)
@@ -38,7 +40,7 @@ def translated(error: BaseException) -> SkaldError | None:
         return StoreUnavailable(f"PostgreSQL cannot be reached or cannot serve now: {_text(error)}")
     if isinstance(error, asyncpg.PostgresError):
         return _by_state(str(error.sqlstate or ""), error)
-    if isinstance(error, asyncpg.InterfaceError | asyncpg.InternalClientError):
+    if isinstance(error, asyncpg.InterfaceError):
         return StoreError(_text(error))
     return None
 

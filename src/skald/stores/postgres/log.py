@@ -55,8 +55,17 @@ class PostgresLog:
         self, position: int, limit: int, *, types: Collection[str] | None = None, upto: int | None = None
     ) -> list[Record]:
         # What was below the mark once stays readable: while catching up, one mark serves many reads.
-        if self._mark < position + limit and (upto is None or self._mark < upto):
+        known = self._mark >= position + limit or (upto is not None and self._mark >= upto)
+        if not known:
             await self._raise_mark()
+        found = await self._read(position, limit, types, upto)
+        if known and len(found) < limit and (upto is None or self._mark < upto):
+            # There were gaps, so the old mark was not as far away as it seemed.
+            await self._raise_mark()
+            found = await self._read(position, limit, types, upto)
+        return found
+
+    async def _read(self, position: int, limit: int, types: Collection[str] | None, upto: int | None) -> list[Record]:
         last = self._mark if upto is None else min(self._mark, upto)
         if last < position:
             return []

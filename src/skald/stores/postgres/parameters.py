@@ -10,16 +10,22 @@ from typing import Any
 
 from skald.errors import StoreError
 
+_PLAIN = r"(?:[^*/]|\*(?!/)|/(?!\*))"
+# Comments nest; deeper than three nobody has seen.
+_COMMENT = rf"/\*{_PLAIN}*\*/"
+for _ in range(2):
+    _COMMENT = rf"/\*(?:{_PLAIN}|{_COMMENT})*\*/"
+
 _TOKEN = re.compile(
-    r"""
-      [eE]'(?:[^'\\]|\\.|'')*'          # E'…' with backslashes
+    rf"""
+      (?<!\w)[eE]'(?:[^'\\]|\\.|'')*'          # E'…' with backslashes
     | '(?:[^']|'')*'
     | "(?:[^"]|"")*"
     | --[^\n]*
-    | /\*.*?\*/
-    | \$(?P<tag>\w*)\$.*?\$(?P=tag)\$
+    | {_COMMENT}
+    | (?<!\w)\$(?P<tag>\w*)\$.*?\$(?P=tag)\$
     | ::
-    | :(?P<name>[A-Za-z_]\w*)
+    | :(?P<name>[^\W\d]\w*)
     """,
     re.VERBOSE | re.DOTALL,
 )
@@ -37,6 +43,19 @@ def positional(sql: str) -> tuple[str, tuple[str, ...]]:
         return f"${names.setdefault(name, len(names) + 1)}"
 
     return _TOKEN.sub(replace, sql), tuple(names)
+
+
+@lru_cache(maxsize=2_000)
+def renamed(sql: str) -> str:
+    """The statement with the parameters of psycopg, ``%(name)s``; a literal percent sign is doubled."""
+    parts: list[str] = []
+    end = 0
+    for found in _TOKEN.finditer(sql):
+        parts.append(sql[end : found.start()].replace("%", "%%"))
+        name = found["name"]
+        parts.append(found[0].replace("%", "%%") if name is None else f"%({name})s")
+        end = found.end()
+    return "".join([*parts, sql[end:].replace("%", "%%")])
 
 
 def bound(sql: str, values: Mapping[str, Any]) -> tuple[str, list[Any]]:

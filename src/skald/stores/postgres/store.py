@@ -7,7 +7,7 @@ the same address), up to four, opened when needed, run transactions of user code
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from skald.stores.postgres.members import PostgresMembership
 from skald.stores.postgres.migrate import Migrator
 from skald.stores.postgres.patience import WaitingRoom
 from skald.stores.postgres.statements import statements
+from skald.stores.postgres.sessions import Opener, SessionTransaction, opener_for
 from skald.stores.postgres.transaction import Pool, PostgresTransaction, Row, fetch, roll_back
 from skald.unit import Committed, Unit
 
@@ -31,8 +32,12 @@ FEATURES = StoreFeatures(exclusive_transactions=False, for_update="FOR UPDATE SK
 class PostgresStore:
     features = FEATURES
 
-    def __init__(self, url: str, service: str, *, schema: str | None = None, lease: float = 5.0) -> None:
+    def __init__(
+        self, url: str, service: str, *, schema: str | None = None, lease: float = 5.0, sessions: Any = None
+    ) -> None:
+        """``sessions``: the user's SQLAlchemy sessionmaker or psycopg pool, in which all transactions then run."""
         check_url(url)
+        self._opener = opener_for(sessions) if sessions is not None else None
         self.service = service
         self._url, self._schema, self._lease = url, schema or service, lease
         if len(self._schema.encode()) > 57:
@@ -74,8 +79,20 @@ class PostgresStore:
     def ensure_free(self) -> None:
         """Nothing here waits for itself: what an open transaction holds is ``Busy`` to everybody else."""
 
+    def transaction(self) -> AbstractAsyncContextManager[Transaction]:
+        return self._own_transaction() if self._opener is None else self._session_transaction(self._opener)
+
     @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[PostgresTransaction]:
+    async def _session_transaction(self, opener: Opener) -> AsyncIterator[Transaction]:
+        async with opener() as carrier:
+            mine = SessionTransaction(carrier, self._schema)
+            await mine.begin()
+            yield mine
+        if mine.appended:
+            self.ring()
+
+    @asynccontextmanager
+    async def _own_transaction(self) -> AsyncIterator[Transaction]:
         async with self._pool.connection(reset=True) as connection:
             mine = PostgresTransaction(connection, self._schema, self._lease)
             with boundary():

@@ -8,9 +8,11 @@ reset corrupts files.
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import apsw
 
@@ -22,6 +24,9 @@ READER_PATIENCE = 1_000
 
 COMMON = {"mmap_size": "0", "cache_size": "-16000", "trusted_schema": "OFF"}
 """Of every connection; the cache has 16 MB."""
+
+_paths: WeakKeyDictionary[apsw.Connection, str] = WeakKeyDictionary()
+_registering = threading.Lock()
 
 
 def require_sqlite(version: str = apsw.sqlite_lib_version()) -> None:
@@ -37,7 +42,7 @@ def connect_writer(path: Path, *, create: bool = False, patience: float = 5.0) -
     """A connection that may write; ``patience`` (seconds) bounds the wait for the switch to WAL."""
     require_sqlite()
     flags = apsw.SQLITE_OPEN_READWRITE | (apsw.SQLITE_OPEN_CREATE if create else 0)
-    connection = apsw.Connection(str(path), flags=flags)
+    connection = _connect(path, flags)
     try:
         connection.set_busy_timeout(round(patience * 1000))
         _use_wal(connection, path, patience)
@@ -55,7 +60,7 @@ def connect_writer(path: Path, *, create: bool = False, patience: float = 5.0) -
 def connect_reader(path: Path) -> apsw.Connection:
     """A connection that can only read; the file must exist."""
     require_sqlite()
-    connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+    connection = _connect(path, apsw.SQLITE_OPEN_READONLY)
     try:
         connection.set_busy_timeout(READER_PATIENCE)
         _pragmas(connection, **COMMON)
@@ -65,10 +70,32 @@ def connect_reader(path: Path) -> apsw.Connection:
     return connection
 
 
+def open_files() -> list[str]:
+    """The paths of everything that this process has open through apsw, ours and the user's."""
+    with _registering:
+        ours = dict(_paths)
+    # Ours are not asked, because they may be at work in another thread, and apsw refuses two at once.
+    others = [connection for connection in apsw.connections() if connection not in ours]
+    found = list(ours.values())
+    for connection in others:
+        with suppress(apsw.Error):
+            found.append(connection.db_filename("main"))
+    return found
+
+
 def close_quietly(connection: apsw.Connection) -> None:
     """Closes a connection of which nothing is awaited any more; a failing disk may make that fail."""
     with suppress(apsw.Error):
         connection.close()
+    with _registering:
+        _paths.pop(connection, None)
+
+
+def _connect(path: Path, flags: int) -> apsw.Connection:
+    connection = apsw.Connection(str(path), flags=flags)
+    with _registering:
+        _paths[connection] = str(path)
+    return connection
 
 
 def _pragmas(connection: apsw.Connection, **settings: str) -> None:

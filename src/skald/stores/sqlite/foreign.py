@@ -13,9 +13,8 @@ import os
 import time
 from pathlib import Path
 
-import apsw
-
 from skald.errors import ForeignHandle, StoreUnavailable
+from skald.stores.sqlite.connect import open_files
 
 _FOLDER = "/dev/fd"  # of this process, on Linux and macOS
 _PERIOD = 1.0
@@ -52,14 +51,8 @@ def _descriptors(wanted: Identity | None) -> int:
 
 def _ours(path: Path) -> bool:
     """Whether a connection of our own library has the file open."""
-    for connection in apsw.connections():
-        try:
-            name = connection.db_filename("main")
-        except apsw.Error:
-            return True  # in use by another thread at this moment: it cannot be told, so it is not accused
-        if name and identity(name) == identity(path):
-            return True
-    return False
+    wanted = identity(path)
+    return any(name and identity(name) == wanted for name in open_files())
 
 
 class FileWatch:

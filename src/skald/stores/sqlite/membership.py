@@ -18,7 +18,7 @@ import apsw
 from skald.clock import Clock
 from skald.sql import blocks
 from skald.store import Member
-from skald.stores.sqlite.connect import connect_writer
+from skald.stores.sqlite.connect import close_quietly, connect_writer
 from skald.stores.sqlite.failures import translated
 
 _SQL = blocks(__package__, "membership")
@@ -65,7 +65,7 @@ class SqliteMembership:
         with self._lock:
             connection, self._connection = self._connection, None
             if connection is not None:
-                connection.close()
+                close_quietly(connection)
 
     def _until(self, lease: float) -> int:
         return self._clock.now() + round(lease * 1e6)

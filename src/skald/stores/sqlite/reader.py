@@ -8,7 +8,7 @@ from typing import Any
 
 import apsw
 
-from skald.errors import StoreUnavailable
+from skald.errors import StoreError, StoreUnavailable
 from skald.sql import blocks
 from skald.store import Row
 from skald.stores.sqlite.connect import close_quietly, connect_reader
@@ -55,6 +55,8 @@ class Reader:
         connection = self._ready()
         try:
             return fetch_rows(connection, sql, values)
+        except apsw.ReadOnlyError as error:
+            raise StoreError(f"fetch only reads, use a transaction to write: {sql}") from error
         except apsw.Error as error:
             raise self._failed(error) from error
 

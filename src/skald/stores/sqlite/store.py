@@ -54,6 +54,8 @@ class SqliteStore:
         """Refuses unsafe settings, a foreign handle, and a schema that does not fit; changes nothing."""
         if not self._path.exists():
             raise SchemaMismatch(f"{self._path} does not exist: run `skald migrate`")
+        if self._writer.is_open:
+            return
         FileWatch(self._path).before_opening()
         migrations.require_current(self._path)
         try:

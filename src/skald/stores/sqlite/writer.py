@@ -55,23 +55,24 @@ class Writer:
         self._watch = FileWatch(path)
         self._thread: ThreadPoolExecutor | None = None
         self._connection: apsw.Connection | None = None
-        self._is_open = False
+        self.is_open = False
         self._process = 0
         self._next_look = 0.0
 
     def open(self) -> None:
         """Opens the connection, and switches the file to a WAL if it is a copy without one."""
+        self._lock = asyncio.Lock()  # of this event loop: an earlier one may have been another's
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="skald-sqlite")
         self._process = os.getpid()
-        self._is_open = True
+        self.is_open = True
         self._connect()
 
     async def close(self) -> None:
         """Waits for what is under way; does nothing if it is not open."""
-        if not self._is_open:
+        if not self.is_open:
             return
         async with self._lock:
-            self._is_open = False
+            self.is_open = False
             if self._thread is not None:
                 self._thread.shutdown()
             self._disconnect()
@@ -111,6 +112,10 @@ class Writer:
             yield tx
             tx.require_open()
             self._commit_transaction(connection)
+        except StoreError as error:
+            if isinstance(error.__cause__, DEVICE):
+                self._failed(error.__cause__)
+            raise
         finally:
             timer.cancel()
             self._end(tx)
@@ -130,8 +135,7 @@ class Writer:
         try:
             connection.execute("COMMIT")
         except apsw.Error as error:
-            _roll_back(connection)
-            raise self._failed(error) from error
+            raise translate(error, self._path) from error
 
     def _expire(self, tx: SqliteTransaction) -> None:
         tx.expired = True
@@ -148,7 +152,7 @@ class Writer:
     # --- the connection -------------------------------------------------------------------------------------
 
     async def _ready(self) -> apsw.Connection:
-        if not self._is_open:
+        if not self.is_open:
             raise StoreUnavailable(f"{self._path} is not open: await store.open() first")
         if self._process != os.getpid():
             raise StoreUnavailable(f"{self._path} was opened before this process was forked: open it here instead")
