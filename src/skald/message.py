@@ -71,7 +71,7 @@ class _MessageMeta(msgspec.StructMeta):
 def _declare(cls: type, name: str, version: int, key: str | None, kind: Kind, fields: tuple[str, ...]) -> None:
     inherited = getattr(cls, "__message__", None)
     key = key or (inherited.key if inherited else None)
-    if key is not None and key not in fields and fields:
+    if key is not None and key not in fields:
         raise TypeError(f"{cls.__name__}: key={key!r} is not one of its fields ({', '.join(fields)})")
     if version < 1:
         raise TypeError(f"{cls.__name__}: version={version} must be at least 1")
@@ -265,6 +265,12 @@ new_id: Callable[[], str] = _Ids()
 
 _TRACE_ID = re.compile("(?!0{32})[0-9a-f]{32}")
 _TRACEPARENT = re.compile("(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+
+
+def root_traceparent(id: str) -> str:
+    """W3C traceparent of a message that nothing caused: the trace is named after its id."""
+    trace = id.replace("-", "")
+    return f"00-{trace}-{trace[16:]}-01"
 
 
 def child_traceparent(parent: str | None, correlation_id: str, id: str) -> str:

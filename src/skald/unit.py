@@ -107,6 +107,8 @@ class Unit(msgspec.Struct, frozen=True, kw_only=True):
 
     def keys(self) -> list[str]:
         """The keys that this unit is guarded by; a group holds one unit per key."""
+        if not (self.appends or self.tags or self.resolves) and self.cursor is None:
+            return []
         keys = [f"stream:{append.stream}" for append in self.appends]
         keys += [f"tag:{tag.tag}" for tag in self.tags]
         if self.cursor is not None:

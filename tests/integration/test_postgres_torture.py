@@ -34,7 +34,7 @@ class PostgresRig:
         return {"url": self.url, "schema": self.schema, "neighbour": self.neighbour}
 
     def store(self) -> Store:
-        return PostgresStore(self.url, self.schema)
+        return PostgresStore(self.url, self.schema, lease=1.0)
 
     def log(self) -> Log:
         return PostgresLog(self.url, self.schema)
@@ -84,10 +84,10 @@ class PostgresRig:
             return None
         await tx.apply(Unit(appends=(Append(f"s{rng.randrange(5)}", (record,)),)))
         name = f"{self.schema}-{record.id}"
-        await tx.connection.execute(f"PREPARE TRANSACTION '{name}'")
+        await tx.execute(f"PREPARE TRANSACTION '{name}'")
         await asyncio.sleep(rng.uniform(0, 0.1))
         keep = rng.random() < 0.5
-        await tx.connection.execute(f"{'COMMIT' if keep else 'ROLLBACK'} PREPARED '{name}'")
+        await tx.execute(f"{'COMMIT' if keep else 'ROLLBACK'} PREPARED '{name}'")
         return lambda: keep
 
     async def settle(self) -> None:

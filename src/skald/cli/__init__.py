@@ -1,47 +1,79 @@
-"""The command line: ``skald run``, ``skald migrate`` and the operator's commands, all through ``operations``."""
+"""The command line: run services, and look after them. Everything but running goes through ``operations``.
+
+Exit statuses, the same for every command:
+
+    0    done
+    1    refused or failed: the line on stderr says why; also ``doctor`` when it finds an error
+    2    wrong use: an unknown command, option, service or application
+    75   ``run``: another process has taken over from this one; start it again
+    130  interrupted by Ctrl-C
+"""
 
 from __future__ import annotations
 
-import asyncio
+import os
 import sys
+from collections.abc import Sequence
 
-from skald.errors import SkaldError
+from skald.errors import ConfigurationError, SkaldError
+
+FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs one command and ends the process with its status."""
+    try:
+        status = _run(sys.argv[1:] if arguments is None else arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read our output has seen enough (head). Python would complain once more when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 0
+    except KeyboardInterrupt:
+        status = INTERRUPTED
+    sys.exit(status)
+
+
+def _run(arguments: Sequence[str]) -> int:
     try:
         import cyclopts
     except ImportError:
-        sys.exit("the command line needs its extra: pip install 'skald[cli]'")
-    from skald.cli.running import load, log_to_stderr, run_loop
-
-    cli = cyclopts.App(name="skald", help="Event-driven services: run, migrate, inspect, repair.")
-
-    @cli.command
-    def run(app: str, /, *, service: list[str] | None = None, migrate: bool = False) -> int:
-        """Run services of an application until SIGTERM.
-
-        Parameters
-        ----------
-        app
-            The application as module:attribute.
-        service
-            Which services to run; all by default. Start as many processes as you like.
-        migrate
-            Apply pending migrations first.
-        """
-        log_to_stderr()
-        return run_loop(load(app), service or (), migrate=migrate)
-
-    @cli.command
-    def migrate(app: str, /, *, service: list[str] | None = None) -> int:
-        """Apply the pending SQL files of the library and of the services."""
-        for name, applied in asyncio.run(load(app).migrate(service)).items():
-            print(f"{name}: {', '.join(applied) if applied else 'up to date'}")
-        return 0
+        return _complain("the command line needs its extra: pip install 'skald[cli]'", WRONG_USE)
+    from skald.cli.commands import command_line
+    from skald.operations import UnknownName
 
     try:
-        result = cli(result_action="return_value")
-        sys.exit(result if isinstance(result, int) else 0)
-    except SkaldError as error:
-        sys.exit(f"skald: {error}")
+        result = command_line()(
+            arguments, exit_on_error=False, print_error=False, result_action="return_value", backend="asyncio"
+        )
+    except cyclopts.CycloptsError as error:
+        return _complain(f"{_usage(error)} (see: {_chain(error)} --help)", WRONG_USE)
+    except (ConfigurationError, UnknownName) as error:
+        return _complain(str(error), WRONG_USE)
+    except BrokenPipeError:
+        raise
+    except (SkaldError, OSError) as error:
+        return _complain(str(error) or type(error).__name__, FAILED)
+    return result if isinstance(result, int) else 0
+
+
+def _usage(error: Exception) -> str:
+    from cyclopts.exceptions import UnusedCliTokensError
+
+    if isinstance(error, UnusedCliTokensError):
+        return f"unexpected: {' '.join(error.unused_tokens or ())}"
+    text = " ".join(str(error).split()).rstrip(".")
+    return text[:1].lower() + text[1:]
+
+
+def _chain(error: Exception) -> str:
+    return " ".join(["skald", *(getattr(error, "command_chain", None) or ())])
+
+
+def _complain(text: str, status: int) -> int:
+    from skald.cli.output import plain, scrubbed
+
+    # What was already written must come first where both go to one place.
+    sys.stdout.flush()
+    print(f"skald: {scrubbed(plain(text))}", file=sys.stderr)
+    return status

@@ -1,70 +1,163 @@
-"""Loads an application by name and runs its services until a signal ends them."""
+"""``skald run`` and ``skald dev``: services in this process until a signal ends them."""
 
 from __future__ import annotations
 
 import asyncio
-import importlib
 import logging
+import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
 
+import msgspec
+from cyclopts import Parameter
+
+from skald import operations
 from skald.app import App
+from skald.cli.application import AppName, Services, load, named
+from skald.cli.output import note, plain, print_json
+from skald.cli.reloading import Watch, all_files, imported_files, start_again
+from skald.clock import to_rfc3339
 from skald.errors import ConfigurationError
 
 EXIT_LOST = 75
 """Exit status of a process whose work another one has taken over (EX_TEMPFAIL): start it again."""
 
+log = logging.getLogger("skald")
 
-def load(name: str) -> App:
-    """The application ``module:attribute``, imported from the current folder or the installed packages.
 
-    The name comes from whoever starts the process, never from stored or received data.
+class End(Enum):
+    STOPPED = "stopped"
+    LOST = "lost"
+    CHANGED = "changed"
+
+
+def run(
+    app: AppName = None,
+    /,
+    *,
+    service: Services = None,
+    migrate: Annotated[bool, Parameter(negative="", help="Apply pending migrations first.")] = False,
+    json: Annotated[bool, Parameter(negative="", help="Log JSON lines; at the end, one document on stdout.")] = False,
+) -> int:
+    """Run services until SIGTERM or Ctrl-C, then finish what runs and stop. Start as many processes as you like.
+
+    Exits with 75 if another process has taken over from this one: start it again.
     """
-    module_name, colon, attribute = name.partition(":")
-    if not colon:
-        raise ConfigurationError(f"{name!r}: name the application as module:attribute, for example shop.app:app")
-    if "" not in sys.path:
-        sys.path.insert(0, "")
+    log_to_stderr(json)
+    application = load(named(app))
+    names = operations.chosen(application, service or ())
+    end = on_loop(serve(application, names, migrate=migrate))
+    application.discard_memory()
+    if json:
+        print_json({"services": names, "end": end.value})
+    return EXIT_LOST if end is End.LOST else 0
+
+
+def dev(
+    app: AppName = None,
+    /,
+    *,
+    reload: Annotated[bool, Parameter(help="Start again when a file of the program changes.")] = True,
+    json: Annotated[bool, Parameter(negative="", help="Log JSON lines; at the end, one document on stdout.")] = False,
+) -> int:
+    """Run every service in this process, after applying pending migrations; for development."""
+    log_to_stderr(json)
     try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is not None and module_name.startswith(error.name):
-            raise ConfigurationError(f"there is no module {error.name!r} below the current folder") from error
-        raise
-    app = getattr(module, attribute, None)
-    if not isinstance(app, App):
-        raise ConfigurationError(f"{name}: {attribute!r} is {'missing' if app is None else 'not a skald.App'}")
-    return app
+        application = load(named(app))
+        names = operations.chosen(application)
+        application.topology  # noqa: B018 — checks that the services fit together
+    except ConfigurationError as error:
+        if not reload or not (app or "SKALD_APP" in os.environ):
+            raise
+        return _wait_for_a_mend(error)
+    for name in names:
+        log.info("%s keeps its data in %s", name, application.shown_url(name))
+    watch = _watch(application) if reload else None
+    end = on_loop(serve(application, names, migrate=True, watch=watch))
+    application.discard_memory()
+    if end is not End.STOPPED:
+        start_again()
+    if json:
+        print_json({"services": names, "end": end.value})
+    return 0
 
 
-def log_to_stderr(level: str = "INFO") -> None:
-    logging.basicConfig(stream=sys.stderr, level=level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+def _watch(app: App) -> Watch:
+    folders = [service.migrations for service in app.services.values() if service.migrations is not None]
+    return Watch(imported_files(Path.cwd()), folders)
 
 
-async def serve(app: App, services: Sequence[str], *, migrate: bool) -> int:
-    """Runs services until SIGTERM or SIGINT, then drains; the exit status."""
+def _wait_for_a_mend(error: ConfigurationError) -> int:
+    note(f"skald: {plain(str(error))}")
+    note("waiting for a change")
+    asyncio.run(_changes(Watch(all_files(Path.cwd()))))
+    start_again()
+    return 0
+
+
+async def _changes(watch: Watch) -> None:
+    changed = await watch.wait()
+    log.info("changed: %s", ", ".join(os.path.relpath(name) for name in changed))
+
+
+async def serve(app: App, names: Sequence[str], *, migrate: bool, watch: Watch | None = None) -> End:
+    """Runs services until a signal, then drains; says what ended it."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+
+    def end() -> None:
+        # The next one ends the process at once, for whoever has no patience.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+        stop.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    names = tuple(services) or tuple(app.services)
+        loop.add_signal_handler(number, end)
     if migrate:
         await app.migrate(names)
     async with app.run(*names) as running:
-        logging.getLogger("skald").info("running: %s", ", ".join(names))
+        log.info("running: %s (process %d)", ", ".join(names), os.getpid())
+        changes = [asyncio.create_task(_changes(watch))] if watch is not None else []
         ends = [asyncio.ensure_future(event.wait()) for event in (stop, *(one.lost for one in running))]
-        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-        for end in ends:
-            end.cancel()
+        await asyncio.wait([*ends, *changes], return_when=asyncio.FIRST_COMPLETED)
+        changed = any(task.done() for task in changes)
+        for task in [*ends, *changes]:
+            task.cancel()
         lost = any(one.lost.is_set() for one in running)
-    return EXIT_LOST if lost and not stop.is_set() else 0
+    if stop.is_set():
+        return End.STOPPED
+    return End.LOST if lost and not changed else End.CHANGED
 
 
-def run_loop(app: App, services: Sequence[str], *, migrate: bool) -> int:
+def on_loop(work: Coroutine[Any, Any, End]) -> End:
+    """On uvloop where it is installed."""
     try:
         import uvloop
-
-        return uvloop.run(serve(app, services, migrate=migrate))
     except ImportError:
-        return asyncio.run(serve(app, services, migrate=migrate))
+        return asyncio.run(work)
+    return uvloop.run(work)
+
+
+class _JsonLines(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        text = record.getMessage()
+        fields = {"time": to_rfc3339(round(record.created * 1e6)), "level": record.levelname, "logger": record.name}
+        if record.name == "skald" and text.startswith("{"):
+            line: dict[str, Any] = {**fields, "event": msgspec.Raw(text.encode())}
+        else:
+            line = {**fields, "message": text}
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return msgspec.json.encode(line).decode()
+
+
+def log_to_stderr(as_json: bool = False, level: str = "INFO") -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        _JsonLines() if as_json else logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s")
+    )
+    logging.basicConfig(level=level, handlers=[handler])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
@@ -16,7 +16,7 @@ from skald.unit import Committed, Tag, Unit
 class Submit(Protocol):
     """The committer, as far as publishing needs it."""
 
-    async def submit(self, unit: Unit) -> Committed: ...
+    def submit(self, unit: Unit) -> Awaitable[Committed]: ...
 
 
 class Connection:

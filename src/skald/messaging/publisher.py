@@ -11,9 +11,13 @@ import msgspec
 from skald.clock import Clock
 from skald.codec import codec_for
 from skald.errors import InvalidMessage, UndeclaredMessage
-from skald.message import Message, Record, child_traceparent, message_type, new_id, slot_of
+from skald.message import Message, Record, child_traceparent, message_type, new_id, root_traceparent, slot_of
 from skald.messaging.context import Cause, current_cause
 from skald.unit import Append, Tag, Unit
+
+
+MAX_KEY = 512
+"""Characters."""
 
 
 class _Plan(msgspec.Struct, frozen=True):
@@ -46,12 +50,23 @@ class Publisher:
         delay: float = 0,
     ) -> tuple[bool, Record]:
         """The record of a message, and whether it is a fact (an event) or a request (a command)."""
-        plan = self._plans.get(type(message)) or self._plan(type(message))
+        plan = self._plans.get(message.__class__)
+        if plan is None:
+            plan = self._plan(message.__class__)
         payload = plan.encode(message)
         id = new_id()
-        correlation: str = cause.correlation_id if cause else id
         if key is None:
-            key = self._key(plan, message, cause, correlation)
+            key = plan.key(message) if plan.key is not None else (cause.key if cause is not None else None) or id
+            # What stands in a field has been checked with the body; NUL is text in JSON, and none in PostgreSQL.
+            if key.__class__ is not str or not 0 < len(key) <= MAX_KEY or "\0" in key:
+                key = _checked_key(plan, key)
+        else:
+            key = _checked_key(plan, key)
+        if cause is None:
+            correlation, caused_by, trace = id, None, root_traceparent(id)
+        else:
+            correlation, caused_by = cause.correlation_id, cause.id
+            trace = child_traceparent(cause.traceparent, correlation, id)
         return plan.is_fact, Record(
             0,
             id,
@@ -62,13 +77,13 @@ class Publisher:
             plan.version,
             self._clock.now(),
             correlation,
-            cause.id if cause else None,
-            child_traceparent(cause.traceparent if cause else None, correlation, id),
+            caused_by,
+            trace,
             payload,
             stream,
             None,
             priority,
-            round(delay * 1e6),
+            round(delay * 1e6) if delay else 0,
         )
 
     def unit(
@@ -80,11 +95,12 @@ class Publisher:
         delay: float = 0,
     ) -> Unit:
         cause = current_cause.get()
-        drafts = [self.draft(m, cause, key=key, priority=priority, delay=delay) for m in messages]
-        return Unit(
-            events=tuple(record for is_fact, record in drafts if is_fact),
-            messages=tuple(record for is_fact, record in drafts if not is_fact),
-        )
+        events: list[Record] = []
+        requests: list[Record] = []
+        for message in messages:
+            is_fact, record = self.draft(message, cause, key=key, priority=priority, delay=delay)
+            (events if is_fact else requests).append(record)
+        return Unit(events=tuple(events), messages=tuple(requests))
 
     def append(
         self, stream: str, events: Iterable[Message], expected: int | None, tags: Iterable[Tag] = ()
@@ -99,15 +115,6 @@ class Publisher:
         if not records:
             raise ValueError(f"nothing to append to {stream!r}")
         return Unit(appends=(Append(stream, tuple(records), expected),), tags=tuple(tags))
-
-    def _key(self, plan: _Plan, message: Message, cause: Cause | None, correlation: str) -> str:
-        if plan.key is None:
-            return (cause.key if cause else None) or correlation
-        value = plan.key(message)
-        key = value if type(value) is str else str(value)
-        if not key or len(key) > 512:
-            raise InvalidMessage(plan.name, str(plan.key_name), "the key must have 1 to 512 characters")
-        return key
 
     def _plan(self, cls: type) -> _Plan:
         kind = message_type(cls)
@@ -128,3 +135,15 @@ class Publisher:
         )
         self._plans[cls] = plan
         return plan
+
+
+def _checked_key(plan: _Plan, value: object) -> str:
+    field = plan.key_name or "key"
+    if value is None:
+        raise InvalidMessage(plan.name, field, "the key must not be None")
+    key = str(value)
+    if not 0 < len(key) <= MAX_KEY:
+        raise InvalidMessage(plan.name, field, f"the key must have 1 to {MAX_KEY} characters")
+    if "\0" in key or not key.isprintable() and any("\ud800" <= c <= "\udfff" for c in key):
+        raise InvalidMessage(plan.name, field, "the key must not hold NUL or lone surrogates")
+    return key

@@ -4,7 +4,7 @@ They open the databases that they need, answer with structs, and close them agai
 this process or elsewhere. What they cannot do safely they refuse (``OperationRefused``) and say what to do first.
 """
 
-from skald.operations.access import NotFound, OperationRefused
+from skald.operations.access import NotFound, OperationRefused, UnknownName, chosen
 from skald.operations.doctor import Health, examine
 from skald.operations.events import EventDetail, EventView, Reading, Since, show_event, tail_events
 from skald.operations.graph import Edge, Graph, Node, draw_graph
@@ -20,7 +20,7 @@ from skald.operations.parked import (
     list_parked,
     show_parked,
 )
-from skald.operations.redrive import Redriven, redrive
+from skald.operations.redriving import Redriven, redrive
 from skald.operations.subscriptions import (
     LaneView,
     Reset,
@@ -54,6 +54,8 @@ __all__ = [
     "Since",
     "SubscriptionView",
     "Target",
+    "UnknownName",
+    "chosen",
     "discard",
     "draw_graph",
     "examine",

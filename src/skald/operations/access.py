@@ -21,16 +21,20 @@ class NotFound(SkaldError):
     """What the operator named does not exist; the text says what does."""
 
 
+class UnknownName(NotFound):
+    """A service, handler or type that the application does not have: a typing error, mostly."""
+
+
 class OperationRefused(SkaldError):
     """It would lose or double something as things stand; nothing was changed, and the text says what to do first."""
 
 
-def unknown(what: str, name: str, known: Iterable[str]) -> NotFound:
+def unknown(what: str, name: str, known: Iterable[str]) -> UnknownName:
     """The error for a name that nobody has, with the one that was probably meant."""
     names = sorted(known)
     near = get_close_matches(name, names, 1)
     hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(names) or 'none'}"
-    return NotFound(f"there is no {what} {name!r}; {hint}")
+    return UnknownName(f"there is no {what} {name!r}; {hint}")
 
 
 def chosen(app: App, names: Iterable[str] = ()) -> tuple[str, ...]:

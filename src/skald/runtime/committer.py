@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 
-from skald.errors import Busy, Overloaded, Rejection, Stopped
+from skald.errors import Busy, Overloaded, Rejection, SkaldError, Stopped
 from skald.store import Store
 from skald.unit import Committed, Unit
 
@@ -22,7 +22,9 @@ _Pending = tuple[Unit, "asyncio.Future[Committed]"]
 class Committer:
     """``max_group`` bounds a group (units), ``max_pending`` what may wait before callers are refused (units)."""
 
-    def __init__(self, store: Store, *, max_group: int = 200, max_pending: int = 20_000, patience: float = 30.0) -> None:
+    def __init__(
+        self, store: Store, *, max_group: int = 200, max_pending: int = 20_000, patience: float = 30.0
+    ) -> None:
         self._store, self._max_group, self._max_pending, self._patience = store, max_group, max_pending, patience
         self._pending: deque[_Pending] = deque()
         self._patient: set[asyncio.Task[None]] = set()
@@ -44,19 +46,39 @@ class Committer:
         if self._patient:
             await asyncio.wait(self._patient)
 
-    async def submit(self, unit: Unit) -> Committed:
-        """Waits until the unit is durable; raises its ``Rejection``, or ``Overloaded`` when too much is pending."""
+    def submit(self, unit: Unit) -> asyncio.Future[Committed]:
+        """Await it until the unit is durable; raises its ``Rejection``, or ``Overloaded`` when too much is pending."""
+        # A plain function: a coroutine for each unit would cost as much as the rest of it.
+        future: asyncio.Future[Committed] = asyncio.get_running_loop().create_future()
+        try:
+            self._admit(unit)
+        except SkaldError as error:
+            future.set_exception(error)
+            return future
+        self._pending.append((unit, future))
+        if not self._wake.is_set():
+            self._wake.set()
+        return future
+
+    def _admit(self, unit: Unit) -> None:
         if self._stopping or self._task is None:
             raise Stopped(f"the committer of {self._store.service} is not running; nothing was written")
-        if len(self._pending) >= self._max_pending:
+        # What an owner has handled already is never refused: it is bounded by itself, and ends work instead of adding.
+        if unit.fence is None and len(self._pending) + len(self._patient) >= self._max_pending:
             raise Overloaded(f"the commit queue of {self._store.service}")
         self._store.ensure_free()
-        future: asyncio.Future[Committed] = asyncio.get_running_loop().create_future()
-        self._pending.append((unit, future))
-        self._wake.set()
-        return await future
 
     async def _run(self) -> None:
+        try:
+            await self._commit_all()
+        except BaseException:
+            # A defect; without this everybody would wait for ever.
+            self._stopping = True
+            for _, future in self._pending:
+                _settle(future, Stopped(f"the committer of {self._store.service} has failed; nothing was written"))
+            raise
+
+    async def _commit_all(self) -> None:
         while True:
             while self._pending:
                 await self._commit(self._take())
@@ -74,7 +96,10 @@ class Committer:
             if item[1].cancelled():
                 continue
             wanted = item[0].keys()
-            if wanted and not keys.isdisjoint(wanted):
+            if not wanted:
+                group.append(item)
+                continue
+            if not keys.isdisjoint(wanted):
                 held_back.append(item)
                 if len(held_back) >= self._max_group:
                     break
@@ -92,8 +117,7 @@ class Committer:
             outcomes = await self._store.commit([unit for unit, _ in group])
         except Exception as error:
             for _, future in group:
-                if not future.done():
-                    future.set_exception(error)
+                _settle(future, error)
             return
         for (unit, future), outcome in zip(group, outcomes, strict=True):
             if isinstance(outcome, Busy):

@@ -25,7 +25,8 @@ WATCH = 0.25
 
 class Lease:
     """``lease`` is in seconds. On the event loop, ``lost`` is called when another has taken over from this process, and
-    ``seen`` with the living members and with the dead ones and how that is known."""
+    ``seen`` with the living members, with the dead ones and how that is known, and with the loop's time before it
+    looked."""
 
     def __init__(
         self,
@@ -34,7 +35,7 @@ class Lease:
         *,
         lease: float,
         lost: Callable[[], None],
-        seen: Callable[[list[Member], list[tuple[Member, str]]], None],
+        seen: Callable[[list[Member], list[tuple[Member, str]], float], None],
     ) -> None:
         self.member = member
         self._open, self._lease, self._lost, self._seen = membership, lease, lost, seen
@@ -97,7 +98,7 @@ class Lease:
                     known = self._look(membership)
                 elif self._done or any(map(is_gone, known)):
                     known = self._look(membership)
-            except SkaldError as error:
+            except (SkaldError, OSError) as error:
                 emit(Recovering(self.member.group, "the heartbeat", str(error), WATCH))
 
     def _beat(self, membership: Membership) -> bool:
@@ -127,6 +128,7 @@ class Lease:
         assert self._loop is not None
         while self._done:
             membership.remove(self._done.popleft())
+        at = self._loop.time()
         now, members = membership.members(self.member.group)
         alive: list[Member] = []
         dead: list[tuple[Member, str]] = []
@@ -139,7 +141,7 @@ class Lease:
                 dead.append((member, "its lease has run out"))
             else:
                 alive.append(member)
-        self._loop.call_soon_threadsafe(self._seen, alive, dead)
+        self._loop.call_soon_threadsafe(self._seen, alive, dead, at)
         return [member for member in alive if member.id != self.member.id]
 
     def forget(self, id: str) -> None:

@@ -34,7 +34,9 @@ def is_gone(member: Member) -> bool:
     if member.boot_id != boot_id:
         # Another machine's boot id and an earlier one of this machine look alike, so the lease decides.
         return False
-    return _start_time(member.pid) != member.start_time
+    found = _start_time(member.pid)
+    # Under hidepid= the processes of other users are not shown: what is not seen is asked for.
+    return not _exists(member.pid) if found is None else found != member.start_time
 
 
 def _boot_id() -> str:
@@ -51,12 +53,22 @@ def _pid_namespace() -> str:
         return ""
 
 
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass  # it is another user's
+    return True
+
+
 def _start_time(pid: int) -> int | None:
+    """``None`` if it cannot be read, -1 for a zombie, which has ended and is merely not collected yet."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:
         return None
     # The name in parentheses may hold anything, so count the fields behind the last one.
     fields = stat.rpartition(b")")[2].split()
-    # A zombie has ended; it is merely not collected yet.
-    return None if fields[0] in (b"Z", b"X") else int(fields[19])
+    return -1 if fields[0] in (b"Z", b"X") else int(fields[19])

@@ -10,7 +10,7 @@
 
 ``new_handle`` makes, at each call, another handle on one database that was empty at the start of the test, as
 another process would have one: neither open nor migrated. What a store cannot do is asked of its
-``features``. Nothing here sleeps: the tests wait on what happens, and ``soon`` bounds how long.
+``features``. Nothing here sleeps: the tests wait on what happens, and bound how long.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Protocol
@@ -157,8 +158,8 @@ def _rows(result: Any) -> tuple[list[Row], int]:
 
 @asynccontextmanager
 async def _sqlalchemy(maker: Any) -> AsyncIterator[Carrier]:
-    from sqlalchemy import text
-
+    # The user has imported it, or there would be no sessionmaker; we do not depend on it.
+    text = sys.modules["sqlalchemy"].text
     session = maker()
     if inspect.iscoroutinefunction(type(session).commit):
         async with session, session.begin():

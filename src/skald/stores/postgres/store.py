@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from skald.errors import ConfigurationError, Rejection
-from skald.store import Finding, Log, Membership, StoreFeatures
+from skald.store import Finding, Log, Membership, StoreFeatures, Transaction
 from skald.stores.postgres.committer import Committer
 from skald.stores.postgres.connecting import check_url
 from skald.stores.postgres.diagnose import diagnose

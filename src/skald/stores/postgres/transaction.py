@@ -83,12 +83,10 @@ class Pool:
         """``reset`` after use by other people's code, which may have changed settings or left locks behind."""
         async with self._permits:
             connection = await self._take()
-            clean = False
             try:
                 yield connection
-                clean = True
             finally:
-                await self._put_back(connection, reset, clean)
+                await self._put_back(connection, reset)
 
     async def _take(self) -> Connection:
         if self._closed:
@@ -99,16 +97,18 @@ class Pool:
                 return connection
         return await self._connect()
 
-    async def _put_back(self, connection: Connection, reset: bool, clean: bool) -> None:
+    async def _put_back(self, connection: Connection, reset: bool) -> None:
         try:
             if connection.is_in_transaction():
                 connection.terminate()
             elif reset and not connection.is_closed():
                 await connection.reset(timeout=2)
+        except Exception:
+            # Whatever it was used for is done, and must not seem to have failed: only the connection is dropped.
+            connection.terminate()
         except BaseException:
             connection.terminate()
-            if clean:
-                raise
+            raise
         if self._closed:
             await close(connection)
         elif not connection.is_closed():

@@ -49,10 +49,12 @@ class Group:
 
     def add(self, unit: Unit) -> Committed:
         """Compares the unit's guards and takes its writes; raises the ``Rejection`` with nothing taken."""
-        versions, heads = self._check(unit)
-        if heads:
-            self._raised.update(heads)
-            self._heads.update(heads)
+        versions: tuple[int, ...] = ()
+        if unit.fence is not None or unit.keys():
+            versions, heads = self._check(unit)
+            if heads:
+                self._raised.update(heads)
+                self._heads.update(heads)
         if unit.resolves or unit.deliveries or unit.cursor is not None:
             self._write_inbox(unit)
         first = self._last + 1

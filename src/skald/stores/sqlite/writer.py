@@ -243,6 +243,8 @@ class Writer:
 def _weight(units: Sequence[Unit]) -> int:
     """What the units cost, in units with one small record (about 10 µs)."""
     weight = 0
+    if len(units) > 2 * INLINE:
+        return len(units)
     for unit in units:
         weight += len(unit.appends) + len(unit.deliveries) + 1
         for records in (unit.events, unit.messages):
