@@ -30,6 +30,10 @@ Services = Annotated[
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON document and nothing else.")]
 
 
+class BrokenProgram(ConfigurationError):
+    """It exists, but as it stands it cannot be used; whoever edits it will try again."""
+
+
 def named(name: str | None) -> str:
     """The application's name as given, or from the environment."""
     found = name or os.environ.get("SKALD_APP")
@@ -67,18 +71,18 @@ def load(name: str) -> App:
         raise _broken(module_name, error) from error
     app = getattr(module, attribute, None)
     if not isinstance(app, App):
-        raise ConfigurationError(f"{name}: {_not_an_app(module, attribute, app)}")
+        raise BrokenProgram(f"{name}: {_not_an_app(module, attribute, app)}")
     return app
 
 
-def _broken(module: str, error: Exception) -> ConfigurationError:
+def _broken(module: str, error: Exception) -> BrokenProgram:
     if isinstance(error, SyntaxError):
         where = f"{error.filename}:{error.lineno}"
     else:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{frame.filename}:{frame.lineno}"
     text = error.msg if isinstance(error, SyntaxError) else str(error)
-    return ConfigurationError(
+    return BrokenProgram(
         f"{module} cannot be imported: {type(error).__name__}: {text} ({where}); in full: python -c 'import {module}'"
     )
 
@@ -87,6 +91,15 @@ def _not_an_app(module: object, attribute: str, found: object) -> str:
     apps = sorted(name for name, value in vars(module).items() if isinstance(value, App))
     what = f"{attribute!r} is {'missing' if found is None else 'not a skald.App'}"
     return f"{what}; the module has {', '.join(apps)}" if apps else f"{what}, and the module has none"
+
+
+def checked(app: App) -> App:
+    """Raises ``BrokenProgram`` if its services do not fit together."""
+    try:
+        _ = app.topology
+    except ConfigurationError as error:
+        raise BrokenProgram(str(error)) from error
+    return app
 
 
 def ask(name: str | None, question: Callable[[App], Coroutine[Any, Any, T]]) -> T:

@@ -17,11 +17,10 @@ from cyclopts import Parameter
 
 from skald import operations
 from skald.app import App
-from skald.cli.application import AppName, Services, load, named
+from skald.cli.application import AppName, BrokenProgram, Services, checked, load, named
 from skald.cli.output import note, plain, print_json
 from skald.cli.reloading import Watch, all_files, imported_files, start_again
 from skald.clock import to_rfc3339
-from skald.errors import ConfigurationError
 
 EXIT_LOST = 75
 """Exit status of a process whose work another one has taken over (EX_TEMPFAIL): start it again."""
@@ -67,13 +66,12 @@ def dev(
     """Run every service in this process, after applying pending migrations; for development."""
     log_to_stderr(json)
     try:
-        application = load(named(app))
-        names = operations.chosen(application)
-        application.topology  # noqa: B018 — checks that the services fit together
-    except ConfigurationError as error:
-        if not reload or not (app or "SKALD_APP" in os.environ):
+        application = checked(load(named(app)))
+    except BrokenProgram as error:
+        if not reload:
             raise
         return _wait_for_a_mend(error)
+    names = operations.chosen(application)
     for name in names:
         log.info("%s keeps its data in %s", name, application.shown_url(name))
     watch = _watch(application) if reload else None
@@ -91,7 +89,7 @@ def _watch(app: App) -> Watch:
     return Watch(imported_files(Path.cwd()), folders)
 
 
-def _wait_for_a_mend(error: ConfigurationError) -> int:
+def _wait_for_a_mend(error: BrokenProgram) -> int:
     note(f"skald: {plain(str(error))}")
     note("waiting for a change")
     asyncio.run(_changes(Watch(all_files(Path.cwd()))))

@@ -85,6 +85,8 @@ class Consumer:
         self._stopping = self._over = False
         self._ahead: tuple[int, asyncio.Task[list[Record]]] | None = None
         self._checkpoint_at = 0.0
+        self._held_back: tuple[int, str] | None = None
+        self._ask_again_at = 0.0
         handlers = {h.name: h for found in subscription.handlers.values() for h in found}
         deliverer = Deliverer(
             store=store, submit=submit, invoker=invoker, publisher=publisher, clock=clock, owner=owner
@@ -265,12 +267,14 @@ class Consumer:
         position, id = first.scanned, first.scanned_id
         limit = self._settings.run + 1
         records = await self._read(position, limit, upto)
-        if id is not None:
-            if not records or records[0].position != position or records[0].id != id:
-                await self._stop_forked(cohort, records[0] if records else None)
+        there = records[0] if records and records[0].position == position else None
+        if id is not None and (there is None or there.id != id):
+            if there is None and not records and await self._is_held_back(position, id):
+                return False
+            if there is not None or await self._log.floor() < position:
+                await self._stop_forked(cohort, there)
                 return True
-            records = records[1:]
-        elif records and records[0].position == position:
+        if there is not None:
             records = records[1:]
         if not records:
             # Nothing up to a place where no message stands (a lane was reset to a gap): read on from there.
@@ -279,6 +283,17 @@ class Consumer:
             await self._stop_forked(cohort, None)
             return True
         await self._handle({lane.lane: lane for lane in cohort}, records)
+        return True
+
+    async def _is_held_back(self, position: int, id: str) -> bool:
+        """Whether the message is there all the same: a process that begins to read may see less for a moment than the
+        one that read before it. This walks the log, so it is asked once in a while."""
+        now = asyncio.get_running_loop().time()
+        if self._held_back != (position, id) or now >= self._ask_again_at:
+            found = await self._log.find(id)
+            if found is None or found.position != position:
+                return False
+            self._held_back, self._ask_again_at = (position, id), now + self._settings.poll
         return True
 
     async def _is_thinned_out(self, position: int) -> bool:

@@ -15,7 +15,6 @@ from skald.message import Message, Record, child_traceparent, message_type, new_
 from skald.messaging.context import Cause, current_cause
 from skald.unit import Append, Tag, Unit
 
-
 MAX_KEY = 512
 """Characters."""
 
@@ -144,6 +143,6 @@ def _checked_key(plan: _Plan, value: object) -> str:
     key = str(value)
     if not 0 < len(key) <= MAX_KEY:
         raise InvalidMessage(plan.name, field, f"the key must have 1 to {MAX_KEY} characters")
-    if "\0" in key or not key.isprintable() and any("\ud800" <= c <= "\udfff" for c in key):
+    if "\0" in key or (not key.isprintable() and any("\ud800" <= c <= "\udfff" for c in key)):
         raise InvalidMessage(plan.name, field, "the key must not hold NUL or lone surrogates")
     return key

@@ -119,28 +119,37 @@ class Committer:
             for _, future in group:
                 _settle(future, error)
             return
-        for (unit, future), outcome in zip(group, outcomes, strict=True):
+        busy = []
+        for item, outcome in zip(group, outcomes, strict=True):
             if isinstance(outcome, Busy):
-                task = asyncio.create_task(self._retry(unit, future))
-                self._patient.add(task)
-                task.add_done_callback(self._patient.discard)
+                busy.append(item)
             else:
-                _settle(future, outcome)
+                _settle(item[1], outcome)
+        # Where one open transaction keeps everybody out, they wait for the same thing and stay one group.
+        together = self._store.features.exclusive_transactions
+        for some in [busy] if busy and together else [[item] for item in busy]:
+            task = asyncio.create_task(self._retry(some))
+            self._patient.add(task)
+            task.add_done_callback(self._patient.discard)
 
-    async def _retry(self, unit: Unit, future: asyncio.Future[Committed]) -> None:
-        """Tries a busy unit on its own, with growing pauses, until its patience ends and the caller gets ``Busy``."""
+    async def _retry(self, items: list[_Pending]) -> None:
+        """Tries busy units beside the groups, with growing pauses, until patience ends and the callers get ``Busy``."""
         loop = asyncio.get_running_loop()
         end, pause = loop.time() + self._patience, 0.01
-        while not future.done():
+        while items := [item for item in items if not item[1].done()]:
             try:
-                outcome: Committed | Rejection | Exception = (await self._store.commit([unit], patient=True))[0]
+                outcomes: list[Committed | Rejection] | Exception
+                outcomes = await self._store.commit([unit for unit, _ in items], patient=True)
             except Exception as error:
-                outcome = error
-            if not isinstance(outcome, Busy) or loop.time() + pause > end or self._stopping:
-                _settle(future, outcome)
-                return
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, 1.0)
+                outcomes = error
+            last = loop.time() + pause > end or self._stopping
+            for index, (_, future) in enumerate(items):
+                outcome = outcomes if isinstance(outcomes, Exception) else outcomes[index]
+                if last or not isinstance(outcome, Busy):
+                    _settle(future, outcome)
+            if not last:
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, 1.0)
 
 
 def _settle(future: asyncio.Future[Committed], outcome: Committed | Exception) -> None:

@@ -1,8 +1,8 @@
 """One service in one process: its committer, lease, consumers and queue workers, started and stopped in order.
 
-Start   open the store; committer; providers; consumers; lease; fence; lanes. Stop, in reverse: take no new messages, end what
-runs, hand the work over, leave the group, close. Losing the fence stops everything at once: another process owns the
-work, and every further write of this one would be refused anyway.
+Start   open the store; committer; providers; consumers; lease; fence; lanes. Stop, in reverse: take no new messages,
+end what runs, hand the work over, leave the group, close. Losing the fence stops everything at once: another process
+owns the work, and every further write of this one would be refused anyway.
 """
 
 from __future__ import annotations
