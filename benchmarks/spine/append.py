@@ -37,7 +37,7 @@ def measure(place: Place, sizes: Sizes) -> list[Figure]:
     name, unit = place.name, "events/s"
     return [
         at_least(f"append {name}", middle(found["one"], found["bare"]), unit, 0.5),
-        at_least(f"append to new streams {name}", middle(found["streams"], found["bare streams"]), unit, None),
+        at_least(f"append to new streams {name}", middle(found["streams"], found["bare streams"]), unit, 0.5),
         at_least(f"append by 4 processes, beside one {name}", middle(found["four"], found["one"]), unit, 1.0),
     ]
 

@@ -1,6 +1,6 @@
 """The import rings: who may import whom. The folder listing is the architecture only as long as this holds.
 
-0 words      message errors clock retry codec telemetry sql    the standard library and msgspec
+0 words      message errors clock retry codec telemetry sql failpoints    the standard library and msgspec
 1 pure       the modules in PURE                               0; no async I/O, logging, clock or randomness
 2 contracts  store broker                                      0 1
 3 services   messaging workflows sagas events runtime          0 1 2
@@ -27,7 +27,7 @@ WORDS, CONTRACTS, SERVICES, ADAPTERS, FACES = 0, 2, 3, 4, 5
 PURE_RING = 1
 
 RINGS = {
-    **dict.fromkeys(["message", "errors", "clock", "retry", "codec", "telemetry", "sql"], WORDS),
+    **dict.fromkeys(["message", "errors", "clock", "retry", "codec", "telemetry", "sql", "failpoints"], WORDS),
     **dict.fromkeys(["store", "broker"], CONTRACTS),
     **dict.fromkeys(["messaging", "workflows", "sagas", "events", "runtime"], SERVICES),
     **dict.fromkeys(["stores", "brokers"], ADAPTERS),

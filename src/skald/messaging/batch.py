@@ -21,6 +21,7 @@ from itertools import groupby
 
 import msgspec
 
+from skald import failpoints
 from skald.clock import Clock
 from skald.errors import Busy, CursorMoved, Fenced, Rejection, StoreUnavailable
 from skald.message import Record
@@ -224,7 +225,10 @@ class Stretch:
                 if full and (index == len(items) or items[index].record.position != item.record.position):
                     break
             last = end if index == len(items) else items[index - 1].record
+            failpoints.hit("transaction.handled")
             touched = await self._apply(lanes, inner, items[start:index], last)
+            failpoints.hit("transaction.applied")
+        failpoints.hit("transaction.committed")
         _advance(touched, last)
         return index
 
@@ -242,7 +246,10 @@ class Stretch:
                     for running in [item for item in items if item.outcome is None]:
                         running.outcome = await self._in_savepoint(lanes, inner, running)
                     running = None
+                    failpoints.hit("single.handled")
                     touched = await self._apply(lanes, inner, items, last)
+                    failpoints.hit("single.applied")
+                failpoints.hit("single.committed")
                 break
             except (Fenced, CursorMoved):
                 raise

@@ -12,11 +12,12 @@ has forked, and the lanes stop by name.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 
 import msgspec
 
+from skald import failpoints
 from skald.clock import Clock
 from skald.errors import BelowFloor, Busy, CursorMoved, LogForked, SkaldError, Stopped, StoreError
 from skald.message import Record
@@ -28,6 +29,7 @@ from skald.messaging.deliverer import Deliverer
 from skald.messaging.invoke import Invoker
 from skald.messaging.outcome import WAITING, Item, LaneState, Taken, describe
 from skald.messaging.publisher import Publisher
+from skald.messaging.reading import Mismatch, Reader, cohorts
 from skald.messaging.redelivery import Redelivery
 from skald.messaging.router import Subscription, lane_of
 from skald.store import Log, Store
@@ -36,10 +38,6 @@ from skald.unit import CursorMove, DeliveryState, Unit
 
 CAUTIOUS = 2
 """From so many takeovers without progress on, a lane's messages are handled one by one, written down before."""
-
-
-NEAR = 8
-"""Runs: a cohort waits for one that is less than this behind."""
 
 
 class ConsumerSettings(msgspec.Struct, frozen=True):
@@ -74,19 +72,18 @@ class Consumer:
         clock: Clock,
         owner: str,
         settings: ConsumerSettings,
+        ran: Callable[[], None] = lambda: None,
     ) -> None:
+        """``ran`` is called after each stretch."""
         self._subscription, self._store, self._log, self._submit = subscription, store, log, submit
-        self._clock, self._owner, self._settings = clock, owner, settings
-        self._types = frozenset(subscription.handlers)
+        self._clock, self._owner, self._settings, self._ran = clock, owner, settings, ran
         self.lanes: dict[int, LaneState] = {}
         self.counters = Counters()
         self._changes: list[tuple[list[LaneState] | int, asyncio.Future[None]]] = []
         self._wake = asyncio.Event()
         self._stopping = self._over = False
-        self._ahead: tuple[int, asyncio.Task[list[Record]]] | None = None
         self._checkpoint_at = 0.0
-        self._held_back: tuple[int, str] | None = None
-        self._ask_again_at = 0.0
+        self._reader = Reader(log, store, subscription.origin, frozenset(subscription.handlers), settings.run)
         handlers = {h.name: h for found in subscription.handlers.values() for h in found}
         deliverer = Deliverer(
             store=store, submit=submit, invoker=invoker, publisher=publisher, clock=clock, owner=owner
@@ -193,8 +190,7 @@ class Consumer:
         finally:
             self._over = True
             unlisten()
-            if self._ahead is not None:
-                self._ahead[1].cancel()
+            self._reader.close()
             for _, future in self._changes:
                 if not future.done():
                     future.set_exception(Stopped(f"{self._subscription.group} stops reading {self.origin}"))
@@ -244,81 +240,22 @@ class Consumer:
             await self._reload()
         progress = await self._redelivery.settle()
         if self._redelivery.active < self._settings.max_stragglers:
-            for cohort, upto in self._cohorts():
+            for cohort, upto in cohorts(self.lanes.values(), self._settings.run):
                 progress = await self._advance(cohort, upto) or progress
         await self._checkpoint()
         return progress
 
-    def _cohorts(self) -> list[tuple[list[LaneState], int | None]]:
-        by_place: dict[tuple[int, str | None], list[LaneState]] = {}
-        for lane in self.lanes.values():
-            by_place.setdefault((lane.scanned, lane.scanned_id), []).append(lane)
-        places = sorted(by_place, key=lambda place: place[0])
-        cohorts: list[tuple[list[LaneState], int | None]] = []
-        for index, place in enumerate(places):
-            # One that is only a little ahead waits until the one behind has joined it: cohorts that run after each
-            # other at a small distance would never meet, and read the log once each.
-            if index == 0 or place[0] - places[index - 1][0] > self._settings.run * NEAR:
-                cohorts.append((by_place[place], places[index + 1][0] if index + 1 < len(places) else None))
-        return cohorts
-
     async def _advance(self, cohort: list[LaneState], upto: int | None) -> bool:
-        first = cohort[0]
-        position, id = first.scanned, first.scanned_id
-        limit = self._settings.run + 1
-        records = await self._read(position, limit, upto)
-        there = records[0] if records and records[0].position == position else None
-        if id is not None and (there is None or there.id != id):
-            if there is None and not records and await self._is_held_back(position, id):
-                return False
-            if there is not None or await self._log.floor() < position:
-                await self._stop_forked(cohort, there)
-                return True
-        if there is not None:
-            records = records[1:]
-        if not records:
-            # Nothing up to a place where no message stands (a lane was reset to a gap): read on from there.
-            return upto is not None and await self._advance(cohort, None)
-        if records[-1].position - position > len(records) and await self._is_thinned_out(position):
-            await self._stop_forked(cohort, None)
+        try:
+            records = await self._reader.read(cohort[0].scanned, cohort[0].scanned_id, upto)
+        except Mismatch as mismatch:
+            await self._stop_lanes(cohort, mismatch.found)
             return True
-        await self._handle({lane.lane: lane for lane in cohort}, records)
-        return True
+        if records:
+            await self._handle({lane.lane: lane for lane in cohort}, records)
+        return bool(records)
 
-    async def _is_held_back(self, position: int, id: str) -> bool:
-        """Whether the message is there all the same: a process that begins to read may see less for a moment than the
-        one that read before it. This walks the log, so it is asked once in a while."""
-        now = asyncio.get_running_loop().time()
-        if self._held_back != (position, id) or now >= self._ask_again_at:
-            found = await self._log.find(id)
-            if found is None or found.position != position:
-                return False
-            self._held_back, self._ask_again_at = (position, id), now + self._settings.poll
-        return True
-
-    async def _is_thinned_out(self, position: int) -> bool:
-        """Whether a gap behind this position was left by retention, and not accepted when the group was put there.
-
-        Asked after the stretch was read: what is deleted later was in it.
-        """
-        floor = await self._log.floor(self._types)
-        return floor > position and floor > await cursor.accepted(self._store, self.origin)
-
-    async def _read(self, position: int, limit: int, upto: int | None) -> list[Record]:
-        """Reads a stretch, and while that is handled the next one, if there is more."""
-        ahead, self._ahead = self._ahead, None
-        if ahead is not None and ahead[0] == position and upto is None:
-            records = await ahead[1]
-        else:
-            if ahead is not None:
-                ahead[1].cancel()
-            records = await self._log.read(position, limit, types=self._types, upto=upto)
-        if len(records) == limit and upto is None:
-            last = records[-1].position
-            self._ahead = last, asyncio.create_task(self._log.read(last, limit, types=self._types))
-        return records
-
-    async def _stop_forked(self, cohort: Sequence[LaneState], found: Record | None) -> None:
+    async def _stop_lanes(self, cohort: Sequence[LaneState], found: Record | None) -> None:
         floor = await self._log.floor()
         for lane in cohort:
             position, id = lane.scanned, lane.scanned_id or ""
@@ -327,8 +264,8 @@ class Consumer:
                 there = found.id if found is not None and found.position == position else None
                 error = LogForked(lane.group, self.origin, lane.lane, position, id, there)
             await cursor.stop(self._store, lane, str(error))
+            del self.lanes[lane.lane]
             await self._redelivery.drop(lane.lane)
-            self.lanes.pop(lane.lane, None)
             emit(LaneStopped(lane.group, self.origin, lane.lane, str(error)))
 
     # --- a stretch ----------------------------------------------------------------------------------------------------
@@ -385,6 +322,7 @@ class Consumer:
 
     def _took(self, lanes: dict[int, LaneState], items: list[Item]) -> None:
         self.counters.handled += len(items)
+        self._ran()
         queued = False
         for item in items:
             if type(item.outcome) is Taken:
@@ -426,6 +364,7 @@ class Consumer:
         if not behind:
             return
         self._checkpoint_at = now + self._settings.checkpoint
+        failpoints.hit("checkpoint.before")
         units = [Unit(fence=self._owner, cursor=_scanned(lane)) for lane in behind]
         results = await asyncio.gather(*map(self._submit.submit, units), return_exceptions=True)
         for lane, result in zip(behind, results, strict=True):

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 import msgspec
 
+from skald import failpoints
 from skald.messaging.outcome import ENDED, LaneState
 from skald.messaging.starting import Place
 from skald.sql import blocks
@@ -70,6 +71,8 @@ async def claim(store: Store, group: str, wanted: Iterable[tuple[str, int]], own
         for origin, lane in wanted:
             rows = await tx.fetch(_SQL["claim"], group=group, origin=origin, lane=lane, owner=owner)
             claimed += [_state(row, group, origin, lane, owner) for row in rows]
+        failpoints.hit("claim.before")
+    failpoints.hit("claim.after")
     return claimed
 
 
@@ -129,7 +132,9 @@ async def take_over(store: Store, process: str) -> int:
     """Ends a dead process's right to write, then frees its work. Deleting the fence waits for what is in flight."""
     async with store.transaction() as tx:
         await tx.execute(_SQL["unfence"], process=process)
+        failpoints.hit("take_over.unfenced")
         freed = await tx.execute(_SQL["orphan_lanes"], process=process)
+        failpoints.hit("take_over.lanes")
         return freed + await tx.execute(_SQL["orphan_deliveries"], process=process, error=ENDED)
 
 
@@ -137,5 +142,6 @@ async def hand_over(store: Store, process: str) -> int:
     """The same for a process that stops in order: nothing counts as an attempt."""
     async with store.transaction() as tx:
         await tx.execute(_SQL["unfence"], process=process)
+        failpoints.hit("hand_over.unfenced")
         freed = await tx.execute(_SQL["hand_over_lanes"], process=process)
         return freed + await tx.execute(_SQL["hand_over_deliveries"], process=process)

@@ -15,6 +15,7 @@ import asyncio
 
 import msgspec
 
+from skald import failpoints
 from skald.clock import Clock
 from skald.errors import Busy, DeliveryGone, Fenced, Rejection, SkaldError, StoreUnavailable
 from skald.message import Record
@@ -61,9 +62,12 @@ class Deliverer:
                 return await self._end(stored, item, outcome)
         if handler.queue is None:
             stored = await self._announce(stored)
+            failpoints.hit("delivery.announced")
         decided = await self._attempt(stored, item)
+        failpoints.hit("delivery.decided")
         if decided is not None:
             await self._end(stored, item, decided)
+            failpoints.hit("delivery.ended")
 
     async def finish(self, stored: Delivery, item: Item, seat: Seat, task: asyncio.Task[Outcome | None]) -> None:
         """Waits for a handler that runs already, and ends its delivery."""
@@ -104,6 +108,7 @@ class Deliverer:
                     done = await call_with(self._invoker, self._publisher, stored.origin, inner, item)
                     handling = False
                     await inner.apply(resolve_unit(self._owner, stored, done))
+                    failpoints.hit("delivery.applied")
                 return None
             except asyncio.CancelledError:
                 await self._take_back(stored, item, None)

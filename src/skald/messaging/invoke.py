@@ -7,7 +7,7 @@ import contextvars
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -34,6 +34,16 @@ class HandlerCancelled(SkaldError):
         super().__init__("something that it awaited was cancelled")
 
 
+class Probe(Protocol):
+    """Measures single calls while ``close`` says so."""
+
+    close: bool
+
+    def before(self) -> float: ...
+
+    def after(self, handler: str, before: float) -> None: ...
+
+
 class Invoker:
     """Runs the handlers of one service. ``dependencies`` are the values that its providers made."""
 
@@ -44,7 +54,9 @@ class Invoker:
         dependencies: Mapping[type, Any],
         publisher: Publisher,
         clock: Clock,
+        probe: Probe,
     ) -> None:
+        self._probe = probe
         self.group, self._publisher, self._clock = group, publisher, clock
         # Not the loop's own executor: handlers that hang must not keep it from everybody else.
         self._threads = ThreadPoolExecutor(THREADS, f"skald:{group}")
@@ -79,6 +91,7 @@ class Invoker:
                 )
         cause = Cause(record.id, record.correlation_id, record.traceparent, record.key)
         token = current_cause.set(cause)
+        before = self._probe.before() if self._probe.close else None
         try:
             if handler.is_async:
                 result = await handler.function(message, **arguments)
@@ -90,6 +103,8 @@ class Invoker:
             raise
         finally:
             current_cause.reset(token)
+            if before is not None:
+                self._probe.after(handler.name, before)
 
     def close(self) -> None:
         """Lets no further sync handler start; those that run are not waited for."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from skald import failpoints
 from skald.message import Record
 from skald.messaging.outcome import LaneState
 from skald.sql import blocks
@@ -51,6 +52,8 @@ async def claim_work(store: Store, group: str, handler: str, owner: str, limit: 
         await tx.apply(Unit(fence=owner))
         now = await tx.now()
         rows = await tx.fetch(sql, group=group, handler=handler, owner=owner, now=now, limit=limit)
+    if rows:
+        failpoints.hit("work.claimed")
     claimed = [from_row(group, row) for row in rows]
     return sorted(claimed, key=lambda d: (-d.record.priority, d.due, d.record.position))
 

@@ -113,7 +113,8 @@ class Worker:
 
     async def _work(self, place: Place, delivery: Delivery) -> None:
         try:
-            while not await self._delivered(delivery):
+            # There is no event to wait for.
+            while not await self._delivered(delivery):  # noqa: ASYNC110
                 await asyncio.sleep(AGAIN)
         finally:
             del self._active[place]

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
+from skald import failpoints
 from skald.errors import ConfigurationError, Fenced, SkaldError
 from skald.messaging import cursor
 from skald.messaging.consumer import Consumer
@@ -110,6 +111,7 @@ class Balance:
 
     async def _take_over_from(self, id: str, reason: str) -> None:
         freed = await cursor.take_over(self._store, id)
+        failpoints.hit("take_over.after")
         self._forget(id)
         if freed:
             emit(LanesTaken(self._group, self._me, id, reason))

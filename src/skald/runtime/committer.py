@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 
+from skald import failpoints
 from skald.errors import Busy, Overloaded, Rejection, SkaldError, Stopped
 from skald.store import Store
 from skald.unit import Committed, Unit
@@ -114,7 +115,9 @@ class Committer:
         if not group:
             return
         try:
+            failpoints.hit("commit.before")
             outcomes = await self._store.commit([unit for unit, _ in group])
+            failpoints.hit("commit.after")
         except Exception as error:
             for _, future in group:
                 _settle(future, error)

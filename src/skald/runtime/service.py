@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from skald import failpoints
 from skald.clock import Clock
 from skald.errors import SkaldError, StoreUnavailable
 from skald.messaging import cursor
@@ -30,6 +31,7 @@ from skald.messaging.worker import Worker
 from skald.runtime.balance import Balance, check_lanes
 from skald.runtime.committer import Committer
 from skald.runtime.lease import Lease
+from skald.runtime.memory import MemoryWatch
 from skald.runtime.process import this_process
 from skald.store import Log, Store
 from skald.telemetry import Recovering, Refused, emit, log
@@ -39,11 +41,13 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.25, 5.0
 
 
 class RuntimeSettings(msgspec.Struct, frozen=True):
-    """``lease``: seconds after which a silent process loses its work. ``max_pending``: units that may wait."""
+    """``lease``: seconds after which a silent process loses its work. ``max_pending``: units that may wait.
+    ``max_body``: bytes of a message. ``memory_growth``: MB of growth at which the handler behind it is named."""
 
     lease: float = 5.0
     max_pending: int = 20_000
     max_body: int = 1 << 20
+    memory_growth: float = 256.0
     consumer: ConsumerSettings = ConsumerSettings()
 
 
@@ -86,6 +90,7 @@ class RunningService:
         self._service, self._store = connected.service, connected.store
         self._settings = connected.settings
         self.member = this_process(self._service.name)
+        self._memory = MemoryWatch(self._service.name, self._settings.memory_growth)
         self.consumers: list[Consumer] = []
         self.workers: list[Worker] = []
         self.lost = asyncio.Event()
@@ -107,7 +112,7 @@ class RunningService:
         dependencies = await provide(self._service.providers, wanted, self._resources)
         try:
             invoker = Invoker(
-                self._service.name, handlers, dependencies, self._connected.publisher, self._clock
+                self._service.name, handlers, dependencies, self._connected.publisher, self._clock, self._memory
             )
             self._resources.callback(invoker.close)
             rows = await cursor.lanes(self._store, self._service.name)
@@ -115,7 +120,9 @@ class RunningService:
             missing = [s for s in self._subscriptions if not await self._attach(s, invoker)]
             # In this order: whoever may write is a member, or else has been taken over.
             await self._lease.start()
+            failpoints.hit("start.joined")
             await cursor.fence(self._store, self.member.id)
+            failpoints.hit("start.fenced")
         except BaseException:
             await self._resources.aclose()
             raise
@@ -190,6 +197,7 @@ class RunningService:
             clock=self._clock,
             owner=self.member.id,
             settings=self._settings.consumer,
+            ran=self._memory.stretch,
         )
         self.consumers.append(consumer)
         self._spawn(consumer.run(), f"skald:{self._service.name}:{subscription.origin}")
@@ -223,6 +231,7 @@ class RunningService:
             await asyncio.wait(self._tasks)
         try:
             await cursor.hand_over(self._store, self.member.id)
+            failpoints.hit("stop.handed_over")
         except SkaldError as error:
             emit(Recovering(self._service.name, "handing over", str(error), self._settings.lease))
         await self._lease.stop()

@@ -32,7 +32,7 @@ from typing import Protocol
 
 import msgspec
 
-from skald.errors import Rejection, SkaldError
+from skald.errors import Rejection, SkaldError, StoreUnavailable
 from skald.message import Record, child_traceparent, new_id, slot_of
 from skald.store import Log, Store, Transaction
 from skald.unit import Append, Tag, Unit
@@ -274,7 +274,13 @@ class Writer:
 
     async def run(self) -> None:
         store = self._rig.store()
-        await store.open()
+        while True:
+            try:
+                await store.open()
+                break
+            except StoreUnavailable:  # cut while it connected
+                if time.monotonic() > self._end:
+                    return
         try:
             await asyncio.gather(*(self._loop(store) for _ in range(3)))
         finally:
