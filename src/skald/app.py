@@ -13,11 +13,13 @@ import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from skald.clock import Clock, SystemClock
 from skald.errors import ConfigurationError
+from skald.messaging import cursor
 from skald.messaging.router import Topology, topology
 from skald.messaging.service import Service
 from skald.runtime.service import ConnectedService, RunningService, RuntimeSettings
@@ -91,7 +93,9 @@ class App:
             except ImportError as error:
                 raise ConfigurationError("PostgreSQL needs asyncpg: pip install 'skald[postgres]'") from error
             return PostgresStore(url, service, lease=self.settings.lease, sessions=sessions)
-        raise ConfigurationError(f"store {shown_url(url)!r}: use sqlite:FOLDER, sqlite::memory: or postgresql://HOST/DATABASE")
+        raise ConfigurationError(
+            f"store {shown_url(url)!r}: use sqlite:FOLDER, sqlite::memory: or postgresql://HOST/DATABASE"
+        )
 
     def log(self, service: str) -> Log:
         """The log of a service, to be read by others."""
@@ -161,6 +165,20 @@ class App:
         await connected.start()
         return connected
 
+    async def slowest_reader(self, origin: str) -> int | None:
+        """The lowest position of all services that read an origin's log, ``None`` if none does. Asks their databases,
+        and raises if one cannot be asked: what it has read is then not known."""
+        positions = []
+        for group, subscriptions in self.topology.subscriptions.items():
+            if any(subscription.origin == origin for subscription in subscriptions):
+                store = self.store(group)
+                try:
+                    await store.open()
+                    positions.append(await cursor.slowest(store, group, origin))
+                finally:
+                    await store.close()
+        return min(positions, default=None)
+
     def _may_publish(self, service: str, cls: type) -> bool:
         return service in self.topology.owners[cls.__message__.name]  # type: ignore[attr-defined]
 
@@ -169,7 +187,8 @@ class App:
         logs = {subscription.origin: self.log(subscription.origin) for subscription in subscriptions}
         for log in logs.values():
             stack.push_async_callback(log.close)
-        running = RunningService(connected, subscriptions, logs, self._clock)
+        readers = partial(self.slowest_reader, connected.service.name)
+        running = RunningService(connected, subscriptions, logs, self._clock, readers)
         stack.push_async_callback(running.stop)
         await running.start()
         return running

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +17,16 @@ def python_files(root: Path, *folders: str) -> Iterator[tuple[str, ast.Module, s
     for folder in folders:
         for path in sorted((root / folder).rglob("*.py")):
             text = path.read_text(encoding="utf-8")
-            yield path.relative_to(root).as_posix(), ast.parse(text, str(path)), text
+            yield path.relative_to(root).as_posix(), parsed(text, str(path)), text
+
+
+def parsed(text: str, name: str) -> ast.Module:
+    """CPython 3.11 fails with a SystemError if a finalizer compiles something while it builds a tree (gh-106905)."""
+    gc.disable()
+    try:
+        return ast.parse(text, name)
+    finally:
+        gc.enable()
 
 
 def plant(root: Path, path: str, text: str = "") -> None:

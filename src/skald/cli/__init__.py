@@ -71,7 +71,8 @@ def _chain(error: Exception) -> str:
 
 
 def _complain(text: str, status: int) -> int:
-    from skald.cli.output import plain, scrubbed
+    from skald.cli.output import plain
+    from skald.operations import scrubbed
 
     # What was already written must come first where both go to one place.
     sys.stdout.flush()

@@ -6,7 +6,7 @@ import cyclopts
 
 from skald import operations
 from skald.cli.application import AppName, Json, Services, ask
-from skald.cli.output import plain, print_json, say, scrubbed
+from skald.cli.output import plain, print_json, say
 
 doctor = cyclopts.App(name="doctor", help="Examine the services and their databases.")
 
@@ -34,7 +34,7 @@ def _show(health: operations.Health) -> None:
     say(f"{health.service} ({plain(health.store)})")
     order = {"error": 0, "warning": 1, "info": 2}
     for finding in sorted(health.findings, key=lambda finding: order[finding.level]):
-        say(f"  {_MARKS[finding.level]} {finding.what}: {scrubbed(plain(finding.detail))}")
+        say(f"  {_MARKS[finding.level]} {finding.what}: {plain(finding.detail)}")
         if finding.remedy:
             say(f"        -> {plain(finding.remedy)}")
 

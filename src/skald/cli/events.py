@@ -70,11 +70,9 @@ def tail(
 
 
 def _require_types(app: App, types: list[str]) -> None:
-    from skald.operations.access import unknown
-
     for name in types:
         if name not in app.topology.owners:
-            raise unknown("message type", name, app.topology.owners)
+            raise operations.unknown("message type", name, app.topology.owners)
 
 
 def line(event: operations.EventView) -> str:
@@ -100,7 +98,7 @@ def show(*names: str, service: Services = None, json: Json = False) -> int:
         print_json(found)
         return 0
     event = found.event
-    say(f"position     {event.position} of {event.service}")
+    say(f"{'position':<16} {event.position} of {event.service}")
     for name, value in found.envelope.items():
         say(f"{name:<16} {plain(value)}")
     show_payload(event.payload)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import msgspec
-
-_PASSWORD = re.compile(r"(://[^\s:/@]*):[^\s@/]+@|((?:password|pgpass)=)[^\s&'\"]+", re.IGNORECASE)
 
 
 def plain(text: str) -> str:
@@ -17,11 +14,6 @@ def plain(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def scrubbed(text: str) -> str:
-    """Without passwords; whatever error text came along from a driver."""
-    return _PASSWORD.sub(lambda found: f"{found[1]}:***@" if found[1] is not None else f"{found[2]}***", text)
 
 
 def short(text: str, length: int) -> str:

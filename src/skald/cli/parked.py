@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from skald import operations
 from skald.cli.application import AppName, Json, Services, ask, first_is_app
 from skald.cli.events import show_payload
-from skald.cli.output import note, plain, print_json, say, scrubbed, short, table
+from skald.cli.output import note, plain, print_json, say, short, table
 from skald.errors import ConfigurationError
 from skald.operations import ParkedMessage, Redriven, Selection
 
@@ -58,7 +58,7 @@ def list_all(
 
 
 def _row(m: ParkedMessage) -> list[object]:
-    error = short(scrubbed(m.error or ""), 120)
+    error = short(m.error or "", 120)
     return [
         m.service, m.handler, m.origin, m.position, m.type, m.key, m.attempts, m.waiting, m.parked_at[:19] + "Z", m.id,
         error,
@@ -85,7 +85,7 @@ def show(*names: str, service: Services = None, handler: Handler = None, json: J
         message = one.parked
         say(f"{message.service}.{plain(message.handler)} parked message {message.position} of {message.origin}")
         say(f"after            {message.attempts} attempts, at {message.parked_at}; {message.waiting} wait behind it")
-        say(f"error            {scrubbed(plain(message.error or ''))}")
+        say(f"error            {plain(message.error or '')}")
         for name, value in one.envelope.items():
             say(f"{name:<16} {plain(value)}")
         show_payload(one.payload)
@@ -133,7 +133,7 @@ def redrive(
 def _tell(one: Redriven) -> None:
     say(f"{one.service}: {one.redriven} redriven" + (f", {one.left} left parked" if one.left else ""))
     if one.stopped is not None:
-        note(f"skald: {scrubbed(plain(one.stopped))}")
+        note(f"skald: {plain(one.stopped)}")
     elif not one.running:
         note(f"no process of {one.service} is running: they are tried when one starts")
 

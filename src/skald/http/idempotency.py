@@ -5,7 +5,8 @@ under its lock; the middleware keeps the answer back, writes it into the same tr
 sends it. So there is one commit, and whoever was told "202" finds the same answer under the same key for ever.
 
 A second request with the same key waits for the first and gets its answer; with another body it gets 422. Answers
-from 500 on are not kept: the transaction is rolled back, and the key can be used again.
+that promise nothing (429, and from 500 on) are not kept, and neither is what an endpoint answers after its
+transaction's block was left by an exception: the transaction is rolled back, and the key can be used again.
 """
 
 from __future__ import annotations
@@ -55,6 +56,8 @@ class _Request:
         self.service, self.scope, self.key, self.body_hash = service, scope, key, body_hash
         self.stack = AsyncExitStack()
         self.transaction: Transaction | None = None
+        self.failed = False
+        """The endpoint's block was left by an exception, so what it wrote must not be committed."""
 
     async def open(self) -> Transaction:
         if self.transaction is None:
@@ -93,8 +96,13 @@ async def request_transaction(service: Service) -> AsyncIterator[Transaction]:
     if request is None or request.service is not service:
         async with service.transaction() as tx:
             yield tx
-    else:
-        yield await request.open()
+        return
+    tx = await request.open()
+    try:
+        yield tx
+    except Exception:
+        request.failed = True
+        raise
 
 
 class IdempotencyMiddleware:
@@ -162,7 +170,7 @@ class IdempotencyMiddleware:
             async with request.stack:
                 await self._app(scope, receive_again, collector)
                 answer = collector.answer()
-                if answer.status >= 500:
+                if request.failed or answer.status == 429 or answer.status >= 500:
                     raise _Replay(answer)
                 await request.keep(answer)
             return answer

@@ -28,7 +28,8 @@ class Seat(msgspec.Struct):
     started: float = 0.0
     rest: list[Item] = msgspec.field(default_factory=list)
     spilled: bool = False
-    timed_out: bool = False
+    timed_out: asyncio.Future[None] | None = None
+    """Set while an attempt is being ended because of its timeout; done when it has ended."""
 
 
 async def call_with(
@@ -65,13 +66,14 @@ async def run_attempts(invoker: Invoker, origin: str, item: Item, seat: Seat) ->
         try:
             return await invoker.call(item, origin)
         except asyncio.CancelledError:
-            if not seat.timed_out:
+            if seat.timed_out is None:
                 raise
             error: Exception = TimeoutError(f"no result within {item.handler.timeout:g} s")
         except Exception as raised:
             error = raised
-        if seat.timed_out:
-            seat.timed_out = False
+        if seat.timed_out is not None:
+            seat.timed_out.set_result(None)
+            seat.timed_out = None
             task = asyncio.current_task()
             assert task is not None
             task.uncancel()
@@ -96,14 +98,14 @@ async def watch(
             await asyncio.wait([task], timeout=max(0.0, started + timeout - loop.time()))
             if task.done() or seat.started != started or loop.time() < started + timeout:
                 continue
-            seat.timed_out = True
+            seat.timed_out = ended = loop.create_future()
             task.cancel()
-            await asyncio.wait([task], timeout=GRACE)
-            if not task.done() and seat.timed_out:
+            await asyncio.wait([task, ended], timeout=GRACE, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done() and not ended.done():
                 name_stubborn(group, item, loop.time() - started)
-                await asyncio.wait([task])
+                await asyncio.wait([task, ended], return_when=asyncio.FIRST_COMPLETED)
     except asyncio.CancelledError:
-        seat.timed_out = False
+        seat.timed_out = None
         task.cancel()
         await asyncio.wait([task], timeout=GRACE)
         if not task.done():

@@ -49,6 +49,12 @@ async def create(store: Store, group: str, origin: str, count: int, place: Place
         await accept(tx, origin, place.accepted)
 
 
+async def slowest(store: Store, group: str, origin: str) -> int:
+    """The position of the lane that is furthest behind; 0 for an origin that was never read."""
+    rows = await store.fetch(_SQL["slowest"], group=group, origin=origin)
+    return int(rows[0]["position"] or 0)
+
+
 async def accept(tx: Transaction, origin: str, position: int) -> None:
     """Writes down what this service accepts as gone from an origin (see ``starting``)."""
     if position:

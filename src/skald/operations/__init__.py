@@ -4,7 +4,7 @@ They open the databases that they need, answer with structs, and close them agai
 this process or elsewhere. What they cannot do safely they refuse (``OperationRefused``) and say what to do first.
 """
 
-from skald.operations.access import NotFound, OperationRefused, UnknownName, chosen
+from skald.operations.access import NotFound, OperationRefused, UnknownName, chosen, scrubbed, unknown
 from skald.operations.doctor import Health, examine
 from skald.operations.events import EventDetail, EventView, Reading, Since, show_event, tail_events
 from skald.operations.graph import Edge, Graph, Node, draw_graph
@@ -66,7 +66,9 @@ __all__ = [
     "redrive",
     "relane_subscriptions",
     "reset_subscription",
+    "scrubbed",
     "show_event",
     "show_parked",
     "tail_events",
+    "unknown",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from difflib import get_close_matches
@@ -15,6 +16,7 @@ from skald.store import Log, Member, Store, Transaction
 
 T = TypeVar("T")
 TRIES = 5
+_PASSWORD = re.compile(r"(://[^\s:/@]*):[^\s@]+@|((?:password|passwd|pgpass)=)[^\s&'\"]+", re.IGNORECASE)
 
 
 class NotFound(SkaldError):
@@ -27,6 +29,11 @@ class UnknownName(NotFound):
 
 class OperationRefused(SkaldError):
     """It would lose or double something as things stand; nothing was changed, and the text says what to do first."""
+
+
+def scrubbed(text: str) -> str:
+    """Without the passwords of addresses; error texts come from anywhere, drivers among them."""
+    return _PASSWORD.sub(lambda found: f"{found[1]}:***@" if found[1] is not None else f"{found[2]}***", text)
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> UnknownName:

@@ -10,7 +10,7 @@ import msgspec
 from skald.app import App
 from skald.clock import Clock, SystemClock
 from skald.errors import SkaldError
-from skald.operations.access import chosen, members, opened
+from skald.operations.access import chosen, members, opened, scrubbed
 from skald.operations.subscriptions import SubscriptionView, list_subscriptions
 from skald.sql import blocks
 from skald.store import Finding, Member, Row, Store
@@ -40,7 +40,14 @@ class Health(msgspec.Struct, frozen=True):
 async def examine(app: App, services: Iterable[str] = (), *, clock: Clock | None = None) -> list[Health]:
     """One report per service; trouble with one database never hides another's."""
     clock = clock or SystemClock()
-    return [Health(name, app.shown_url(name), await _findings(app, name, clock)) for name in chosen(app, services)]
+    return [
+        Health(name, app.shown_url(name), [_scrubbed(finding) for finding in await _findings(app, name, clock)])
+        for name in chosen(app, services)
+    ]
+
+
+def _scrubbed(finding: Finding) -> Finding:
+    return msgspec.structs.replace(finding, detail=scrubbed(finding.detail))
 
 
 async def _findings(app: App, name: str, clock: Clock) -> list[Finding]:

@@ -17,7 +17,7 @@ from skald.errors import ConfigurationError, SkaldError
 from skald.message import Envelope, Record
 from skald.messaging import cursor
 from skald.messaging.router import Subscription, lane_of
-from skald.operations.access import NotFound, chosen, opened, opened_log
+from skald.operations.access import NotFound, chosen, opened, opened_log, scrubbed
 from skald.sql import blocks
 from skald.store import Log
 
@@ -264,7 +264,7 @@ async def _readings(app: App, subscription: Subscription, record: Record) -> lis
                 _SQL["of_message"], group=group, origin=subscription.origin, position=record.position
             )
     except SkaldError as error:
-        return [Reading(group, name, "unknown", str(error)) for name in handlers]
+        return [Reading(group, name, "unknown", scrubbed(str(error))) for name in handlers]
     lanes = {row.lane: row for row in rows if row.origin == subscription.origin}
     lane = lanes.get(lane_of(record.slot, len(lanes))) if lanes else None
     deliveries = {row["handler"]: row for row in found}
@@ -275,7 +275,7 @@ def _reading(
     group: str, handler: str, record: Record, lane: cursor.LaneRow | None, delivery: dict[str, Any] | None
 ) -> Reading:
     if delivery is not None:
-        return Reading(group, handler, delivery["state"], delivery["error"])
+        return Reading(group, handler, delivery["state"], delivery["error"] and scrubbed(delivery["error"]))
     if lane is None:
         return Reading(group, handler, "not started", "this service has never read that log")
     if lane.position >= record.position:

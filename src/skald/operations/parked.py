@@ -16,7 +16,7 @@ from skald.app import App
 from skald.clock import to_rfc3339
 from skald.message import Envelope
 from skald.messaging import parking
-from skald.operations.access import NotFound, change, chosen, opened, unknown
+from skald.operations.access import NotFound, change, chosen, opened, scrubbed, unknown
 from skald.operations.events import readable
 from skald.sql import blocks
 from skald.store import Store, Transaction
@@ -172,7 +172,7 @@ def _message(delivery: Delivery, waiting: int) -> ParkedMessage:
         type=record.type,
         key=record.key,
         attempts=delivery.attempts,
-        error=delivery.error,
+        error=None if delivery.error is None else scrubbed(delivery.error),
         parked_at=to_rfc3339(delivery.due),
         waiting=waiting,
     )

@@ -14,7 +14,7 @@ import msgspec
 
 from skald.app import App
 from skald.messaging.service import Service
-from skald.operations.access import OperationRefused, change, chosen, members, opened
+from skald.operations.access import OperationRefused, change, chosen, members, opened, scrubbed
 from skald.operations.parked import ParkedPlace, Selection, by_lane, places_of, require_known
 from skald.sql import blocks
 from skald.store import Store, Transaction
@@ -130,7 +130,7 @@ class _Redrive:
         state = row["state"]
         tried = bool(row["attempts"]) and state in (DeliveryState.DELAYED, DeliveryState.QUEUED)
         if tried or state == DeliveryState.PARKED:
-            return f"failed again: {row['error']}"
+            return f"failed again: {scrubbed(row['error'] or '')}"
         if state == DeliveryState.WAITING:
             lane = {"lane": place.lane, "key": place.key}
             found = await self._store.fetch(_SQL["parked_before"], **lane, **place.values(self._group))

@@ -17,7 +17,17 @@ from skald.errors import BelowFloor, SkaldError
 from skald.messaging import cursor
 from skald.messaging.router import Subscription
 from skald.messaging.starting import Place, starting_point
-from skald.operations.access import NotFound, OperationRefused, change, chosen, members, opened, opened_log, unknown
+from skald.operations.access import (
+    NotFound,
+    OperationRefused,
+    change,
+    chosen,
+    members,
+    opened,
+    opened_log,
+    scrubbed,
+    unknown,
+)
 from skald.sql import blocks
 from skald.store import Log, Store, Transaction
 
@@ -80,7 +90,7 @@ async def list_subscriptions(app: App, groups: Iterable[str] = (), origin: str |
                 found += await _of_group(app, store, group, origin)
         except SkaldError as error:
             declared = [s for s in app.topology.subscriptions[group] if origin in (None, s.origin)]
-            found += [SubscriptionView(group, s.origin, s.lanes, None, [], str(error)) for s in declared]
+            found += [SubscriptionView(group, s.origin, s.lanes, None, [], scrubbed(str(error))) for s in declared]
     return found
 
 
@@ -105,7 +115,7 @@ async def _end(app: App, origin: str) -> tuple[int | None, str | None]:
         async with opened_log(app, origin) as log:
             return (await log.end())[0], None
     except SkaldError as error:
-        return None, str(error)
+        return None, scrubbed(str(error))
 
 
 def _lane(row: cursor.LaneRow, end: int | None, processes: dict[str, tuple[int, bool]]) -> LaneView:

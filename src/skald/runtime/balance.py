@@ -65,6 +65,11 @@ class Balance:
         self._alive, self._dead, self._seen_at = alive, dead, at
         self._look.set()
 
+    @property
+    def leads(self) -> bool:
+        """True in one process of the group, as far as everybody knows the same members."""
+        return self._me == min(member.id for member in self._alive)
+
     def look(self) -> None:
         """Asks for a look now."""
         self._look.set()

@@ -33,6 +33,7 @@ from skald.runtime.committer import Committer
 from skald.runtime.lease import Lease
 from skald.runtime.memory import MemoryWatch
 from skald.runtime.process import this_process
+from skald.runtime.pruner import Pruner, PrunerSettings, Slowest
 from skald.store import Log, Store
 from skald.telemetry import Recovering, Refused, emit, log
 
@@ -49,6 +50,7 @@ class RuntimeSettings(msgspec.Struct, frozen=True):
     max_body: int = 1 << 20
     memory_growth: float = 256.0
     consumer: ConsumerSettings = ConsumerSettings()
+    pruner: PrunerSettings = PrunerSettings()
 
 
 class ConnectedService:
@@ -77,7 +79,8 @@ class ConnectedService:
 
 
 class RunningService:
-    """Consumes what a connected service subscribes to. ``logs`` are the origins, by name."""
+    """Consumes what a connected service subscribes to. ``logs`` are the origins, by name; ``readers`` says how far the
+    readers of this service's own log are (without it, nothing is ever deleted)."""
 
     def __init__(
         self,
@@ -85,6 +88,7 @@ class RunningService:
         subscriptions: tuple[Subscription, ...],
         logs: Mapping[str, Log],
         clock: Clock,
+        readers: Slowest | None = None,
     ) -> None:
         self._connected, self._subscriptions, self._logs, self._clock = connected, subscriptions, logs, clock
         self._service, self._store = connected.service, connected.store
@@ -102,6 +106,10 @@ class RunningService:
         self._lease = Lease(
             self.member, self._store.membership, lease=self._settings.lease, lost=self._lose, seen=self._balance.saw
         )
+        self._pruner = readers and Pruner(
+            store=self._store, service=self._service, readers=readers, clock=clock, settings=self._settings.pruner,
+            leads=lambda: self._balance.leads,
+        )  # fmt: skip
         self._tasks: list[asyncio.Task[None]] = []
         self._resources = AsyncExitStack()
         self._stopping = asyncio.Event()
@@ -133,6 +141,8 @@ class RunningService:
             if handler.queue is not None:
                 self._start_worker(handler, invoker)
         self._spawn(self._balance.run(), f"skald:{name}:lanes")
+        if self._pruner is not None:
+            self._spawn(self._pruner.run(), f"skald:{name}:pruner")
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
         self._tasks.append(asyncio.create_task(self._supervise(work), name=name))
@@ -227,6 +237,8 @@ class RunningService:
             await consumer.stop()
         for worker in self.workers:
             await worker.stop()
+        if self._pruner is not None:
+            await self._pruner.stop()
         if self._tasks:
             await asyncio.wait(self._tasks)
         try:

@@ -30,6 +30,9 @@ WHERE group_name = :group AND origin = :origin AND lane = :lane AND owner = :own
 UPDATE skald_cursors SET stopped = :reason, owner = NULL, version = version + 1
 WHERE group_name = :group AND origin = :origin AND lane = :lane AND owner = :owner
 
+-- name: slowest
+SELECT min(position) AS position FROM skald_cursors WHERE group_name = :group AND origin = :origin
+
 -- name: accept
 INSERT INTO skald_meta (key, value) VALUES (:key, :position) ON CONFLICT (key) DO UPDATE SET value = excluded.value
 
