@@ -43,6 +43,7 @@ class Child:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=ROOT,
+            start_new_session=True,  # so that Ctrl-C reaches the parent alone, which ends the others in order
         )
 
     @property

@@ -7,6 +7,7 @@ server that ``SKALD_TEST_POSTGRES`` names or of a durable one of our own.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import secrets
 import shutil
@@ -96,25 +97,52 @@ async def _execute(url: str, sql: str) -> Any:
 @contextmanager
 def places(wanted: tuple[str, ...]) -> Iterator[list[Place]]:
     """The wanted places, and what else is needed for them; everything is gone at the end of the block."""
-    shutil.rmtree(BENCH, ignore_errors=True)
-    BENCH.mkdir(parents=True)
+    BENCH.parent.mkdir(exist_ok=True)
+    with _alone(BENCH.parent):
+        _clear()
+        BENCH.mkdir()
+        try:
+            yield from _places(wanted)
+        finally:
+            _clear()
+
+
+def _places(wanted: tuple[str, ...]) -> Iterator[list[Place]]:
     if file_system(BENCH) in ("tmpfs", "ramfs"):
         raise SystemExit(f"{BENCH} is in memory: durable commits cannot be measured there")
-    found: list[Place] = []
+    found: list[Place] = [SqlitePlace(BENCH)] if "sqlite" in wanted else []
+    if "postgres" not in wanted:
+        yield found
+        return
+    with _server() as url:
+        place = PostgresPlace(url)
+        try:
+            yield [*found, place]
+        finally:
+            place.close()
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Two benchmarks at once would measure each other, and delete each other's data."""
+    handle = os.open(folder, os.O_RDONLY)
     try:
-        if "sqlite" in wanted:
-            found.append(SqlitePlace(BENCH))
-        if "postgres" not in wanted:
-            yield found
-            return
-        with _server() as url:
-            place = PostgresPlace(url)
-            try:
-                yield [*found, place]
-            finally:
-                place.close()
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise SystemExit("another benchmark is running in this checkout") from error
+        yield
     finally:
-        shutil.rmtree(BENCH, ignore_errors=True)
+        os.close(handle)
+
+
+def _clear() -> None:
+    """Also what a run that was killed has left behind, its server first."""
+    if (BENCH / "postgres" / "data").exists():
+        from tests.postgres_server import PostgresServer
+
+        PostgresServer(BENCH / "postgres").stop()
+    shutil.rmtree(BENCH, ignore_errors=True)
 
 
 @contextmanager

@@ -84,12 +84,12 @@ async def _steadily(orders: Service, count: int, per_second: float) -> None:
 
 async def consume(channel: Channel, url: str, count: int, with_tx: bool = False) -> None:
     """Runs payments until so many answers are durable, and then until told to end."""
-    app = application(url, with_tx)
+    app, began = application(url, with_tx), time.monotonic()
     async with app.run("payments"):
         await consuming(app)
         channel.say(ready=True)
         await answered(app, count)
-        channel.say(ended=time.monotonic())
+        channel.say(began=began, ended=time.monotonic())
         await channel.heard()
 
 

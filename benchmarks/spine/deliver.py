@@ -25,7 +25,7 @@ def measure(place: Place, sizes: Sizes) -> list[Figure]:
         {
             "limit": partial(rate, place, pair.LIMIT, count),
             "skald": partial(rate, place, pair.SKALD, count),
-            "tx": partial(rate, place, pair.SKALD_TX, count),
+            "tx": partial(rate, place, pair.SKALD_TX, few),
             "outbox": partial(rate, place, pair.OUTBOX, few),
         },
     )

@@ -6,7 +6,7 @@ import msgspec
 
 
 class Sizes(msgspec.Struct, frozen=True):
-    """Times in seconds; ``…_messages`` and ``rows`` are counts."""
+    """Times in seconds; ``…_messages`` and ``rows`` are counts. After ``warm_messages`` bounded caches are full."""
 
     rounds: int
     append_seconds: float
@@ -20,6 +20,7 @@ class Sizes(msgspec.Struct, frozen=True):
     read_messages: int
     backlog_messages: int
     memory_messages: int
+    warm_messages: int
     idle_seconds: float
 
 
@@ -36,6 +37,7 @@ FULL = Sizes(
     read_messages=200_000,
     backlog_messages=100_000,
     memory_messages=1_000_000,
+    warm_messages=100_000,
     idle_seconds=30,
 )
 
@@ -50,7 +52,8 @@ QUICK = Sizes(
     outbox_messages=3_000,
     latency_seconds=2,
     read_messages=30_000,
-    backlog_messages=20_000,
-    memory_messages=50_000,
-    idle_seconds=8,
+    backlog_messages=70_000,
+    memory_messages=200_000,
+    warm_messages=100_000,
+    idle_seconds=14,
 )

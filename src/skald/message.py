@@ -254,8 +254,7 @@ def _random_tails() -> list[str]:
     noise = os.urandom(2048).hex()
     # The first digit carries the variant, 10 in its two high bits.
     return [
-        f"-{'89ab'[int(noise[i], 16) & 3]}{noise[i + 1 : i + 4]}-{noise[i + 4 : i + 16]}"
-        for i in range(0, 4096, 16)
+        f"-{'89ab'[int(noise[i], 16) & 3]}{noise[i + 1 : i + 4]}-{noise[i + 4 : i + 16]}" for i in range(0, 4096, 16)
     ]
 
 

@@ -40,6 +40,8 @@ class StoreFeatures(msgspec.Struct, frozen=True):
 
     exclusive_transactions: bool
     """An open write transaction keeps every other writer out (and is therefore bounded in time)."""
+    writers: int
+    """How many groups a process commits at once: while the database works on one, the next is put together."""
     for_update: str
     """What to append to a ``SELECT`` that claims rows: ``FOR UPDATE SKIP LOCKED``, or nothing."""
     external_sessions: bool

@@ -105,9 +105,14 @@ class Unit(msgspec.Struct, frozen=True, kw_only=True):
     deliveries: tuple[Delivery, ...] = ()
     resolves: tuple[Resolve, ...] = ()
 
+    @property
+    def guarded(self) -> bool:
+        """Whether it has any keys."""
+        return bool(self.appends or self.tags or self.resolves) or self.cursor is not None
+
     def keys(self) -> list[str]:
         """The keys that this unit is guarded by; a group holds one unit per key."""
-        if not (self.appends or self.tags or self.resolves) and self.cursor is None:
+        if not self.guarded:
             return []
         keys = [f"stream:{append.stream}" for append in self.appends]
         keys += [f"tag:{tag.tag}" for tag in self.tags]

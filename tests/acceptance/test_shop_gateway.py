@@ -168,6 +168,17 @@ async def test_one_customer_cannot_fill_the_shop(house: House, http: httpx.Async
     assert other.status_code == 202
 
 
+async def test_what_is_refused_for_now_is_not_kept_under_its_key(house: House, http: httpx.AsyncClient) -> None:
+    body, headers = {**ORDER, "customer": "patient"}, {"Idempotency-Key": "patient"}
+    async with house.supervisor.down("payments"):
+        placed = [(await http.post("/orders", json=body)).json()["order_id"] for _ in range(PENDING_AT_MOST)]
+        is_problem(await http.post("/orders", json=body, headers=headers), 429)
+    for order_id in placed:
+        await settle(http, order_id)
+
+    assert (await http.post("/orders", json=body, headers=headers)).status_code == 202
+
+
 async def test_health_readiness_and_contract(http: httpx.AsyncClient) -> None:
     assert (await http.get("/health")).status_code == 200
     assert (await http.get("/ready")).status_code == 200

@@ -82,7 +82,7 @@ class Cut:
 @pytest.mark.parametrize("happened", [True, False])
 async def test_a_lost_reply_is_looked_up(store: PostgresStore, happened: bool) -> None:
     await store.commit([append("old"), append("other")])
-    store._committer._connection = Cut(store._committer._connection, happened)
+    store._committers[0]._connection = Cut(store._committers[0]._connection, happened)
     units = [append("old", 1), append("other", 7), append("any"), Unit(events=(record(), record()))]
     outcomes = await store.commit(units)
     assert isinstance(outcomes[1], Conflict)
@@ -102,7 +102,7 @@ async def test_a_first_run_that_is_still_under_way_excludes_the_second(
     store: PostgresStore, postgres_url: str, commits: bool
 ) -> None:
     unit = append("s", 0)
-    committer = store._committer
+    committer = store._committers[0]
     connection = committer._connection
 
     class Twin(Cut):

@@ -149,9 +149,7 @@ async def by_alchemy_async(url: str) -> None:
 
 
 @pytest.mark.parametrize("publish", [by_asyncpg, by_psycopg, by_alchemy, by_alchemy_async])
-async def test_any_driver_publishes_with_one_sql_function(
-    publish: Callable[[str], Any], postgres_url: str
-) -> None:
+async def test_any_driver_publishes_with_one_sql_function(publish: Callable[[str], Any], postgres_url: str) -> None:
     app, _, payments, paid, _ = shop(postgres_url, None)
     await app.migrate()
     async with app.run():

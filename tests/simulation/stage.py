@@ -73,10 +73,10 @@ class Seen(Generic[T]):
         return await self.until(lambda items: len(items) >= n)
 
 
-async def eventually(check: Callable[[], Awaitable[Any]], seconds: float = PATIENCE) -> Any:
+async def eventually(check: Callable[[], Awaitable[Any]]) -> Any:
     """The first result of ``check`` that is true, or one that does not raise ``AssertionError``."""
     loop = asyncio.get_running_loop()
-    end, failure = loop.time() + seconds, "nothing true was answered"
+    end, failure = loop.time() + PATIENCE, "nothing true was answered"
     while loop.time() < end:
         try:
             found = await check()
@@ -85,7 +85,7 @@ async def eventually(check: Callable[[], Awaitable[Any]], seconds: float = PATIE
         except AssertionError as error:
             failure = str(error)
         await asyncio.sleep(0.02)  # sleep: a pause between two looks at a database
-    raise AssertionError(f"not within {seconds:g} s: {failure}")
+    raise AssertionError(f"not within {PATIENCE:g} s: {failure}")
 
 
 @asynccontextmanager

@@ -8,6 +8,7 @@ import threading
 import pytest
 
 from skald import NEVER, App, Attempt, Retry, Service
+from skald.retry import Policy
 from skald.telemetry import HandlerIgnoresCancellation, Parked, Retried
 from tests.simulation.stage import (
     QUICK,
@@ -82,7 +83,7 @@ async def test_success_after_a_delay_is_published_once(store_url: str) -> None:
 async def test_the_policy_of_the_exception_decides(store_url: str) -> None:
     source, sink = two_services()
     tries: Seen[int] = Seen()
-    policy = {LookupError: Retry(immediate=4, delays=()), ValueError: NEVER, "*": Retry(immediate=2, delays=())}
+    policy: Policy = {LookupError: Retry(immediate=4, delays=()), ValueError: NEVER, "*": Retry(immediate=2, delays=())}
 
     @sink.on(Placed, retry=policy)
     async def fails(event: Placed) -> None:

@@ -24,11 +24,19 @@ class Group:
         while True:
             while self._waiting:
                 group, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
-                await self._write([row for row, _ in group])
-                for _, future in group:
-                    future.set_result(None)
+                await self._commit(group)
             self._wake.clear()
             await self._wake.wait()
+
+    async def _commit(self, group: Sequence[tuple[Row, asyncio.Future[None]]]) -> None:
+        try:
+            await self._write([row for row, _ in group])
+        except Exception as error:
+            for _, future in group:
+                future.set_exception(error)
+            return
+        for _, future in group:
+            future.set_result(None)
 
 
 async def hundred_callers(group: Group, rows: Iterator[Row]) -> None:

@@ -142,7 +142,7 @@ async def consume(channel: Channel, url: str, count: int) -> None:
     listening = await asyncpg.connect(url)
     await listening.add_listener("limit_orders", origin.heard)
     channel.say(ready=True)
-    position, handled, latencies = 0, 0, []
+    began, position, handled, latencies = time.monotonic(), 0, 0, []
     reading = asyncio.create_task(origin.read(position))
     while handled < count:
         rows = await reading
@@ -153,5 +153,5 @@ async def consume(channel: Channel, url: str, count: int) -> None:
         committed = now()
         latencies += [committed - at for at in sent]
         position = last
-    channel.say(ended=time.monotonic(), **percentiles(latencies))
+    channel.say(began=began, ended=time.monotonic(), **percentiles(latencies))
     reading.cancel()

@@ -24,10 +24,8 @@ AppName = Annotated[
     str | None,
     Parameter(help="The application as module:attribute; by default what SKALD_APP says.", show_default=False),
 ]
-Services = Annotated[
-    list[str] | None, Parameter(name="--service", negative="", help="Only these; may be given several times.")
-]
-Json = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON document and nothing else.")]
+Services = Annotated[list[str] | None, Parameter(name="--service", help="Only these; may be given several times.")]
+Json = Annotated[bool, Parameter(name="--json", show_default=False, help="Print one JSON document and nothing else.")]
 
 
 class BrokenProgram(ConfigurationError):
@@ -122,7 +120,7 @@ def moment(text: str, *words: str) -> str | int | datetime:
     except ValueError as error:
         raise ConfigurationError(f"{text!r}: give {', '.join(words)}, a position, or a time like {_EXAMPLE}") from error
     if found.tzinfo is None:
-        raise ConfigurationError(f"{text!r} has no zone: write {text}Z for UTC, or {text}+02:00")
+        raise ConfigurationError(f"{text!r} has no zone: write {found.isoformat()}Z for UTC, or +02:00 for another")
     return found
 
 

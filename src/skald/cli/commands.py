@@ -26,6 +26,7 @@ def command_line() -> cyclopts.App:
         help="Event-driven services: run them, and look after them.",
         help_epilogue=_EPILOGUE,
         version=_version(),
+        default_parameter=cyclopts.Parameter(negative=()),
         suppress_keyboard_interrupt=False,
     )
     for command in (dev, run):

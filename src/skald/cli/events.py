@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import aclosing
 from typing import Annotated
 
 import cyclopts
@@ -28,9 +29,9 @@ def tail(
     service: Services = None,
     last: Annotated[int, Parameter(alias="-n")] = 20,
     since: str | None = None,
-    type: Annotated[list[str] | None, Parameter(name="--type", negative="")] = None,
+    type: Annotated[list[str] | None, Parameter(name="--type")] = None,
     key: str | None = None,
-    follow: Annotated[bool, Parameter(alias="-f", negative="")] = False,
+    follow: Annotated[bool, Parameter(alias="-f", show_default=False)] = False,
     json: Json = False,
 ) -> int:
     """Show the last messages of the services' logs.
@@ -58,12 +59,13 @@ def tail(
         found = operations.tail_events(
             app, service or (), last=last, since=place, types=type or (), key=key, follow=follow
         )
-        if json and not follow:
-            await print_json_array(found)
-            return
-        async for event in found:
-            text = msgspec.json.encode(event).decode() if json else line(event)
-            print(text, flush=follow)
+        async with aclosing(found):
+            if json and not follow:
+                await print_json_array(found)
+                return
+            async for event in found:
+                text = msgspec.json.encode(event).decode() if json else line(event)
+                print(text, flush=follow)
 
     ask(app, show_all)
     return 0

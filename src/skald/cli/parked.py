@@ -21,7 +21,7 @@ Origin = Annotated[str | None, Parameter(help="Only from this service's log.")]
 Type = Annotated[str | None, Parameter(name="--type", help="Only messages of this type.")]
 Key = Annotated[str | None, Parameter(help="Only messages with this key.")]
 Error = Annotated[str | None, Parameter(help="Only those with this text in their error.")]
-All = Annotated[bool, Parameter(name="--all", negative="", help="Every parked message (of the services named).")]
+All = Annotated[bool, Parameter(name="--all", show_default=False, help="Every parked message (of the services named).")]
 
 
 @parked.command(name="list")

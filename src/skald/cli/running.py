@@ -25,6 +25,9 @@ from skald.clock import to_rfc3339
 EXIT_LOST = 75
 """Exit status of a process whose work another one has taken over (EX_TEMPFAIL): start it again."""
 
+JsonLog = Annotated[
+    bool, Parameter(name="--json", show_default=False, help="Log JSON lines; at the end, one document on stdout.")
+]
 log = logging.getLogger("skald")
 
 
@@ -39,8 +42,10 @@ def run(
     /,
     *,
     service: Services = None,
-    migrate: Annotated[bool, Parameter(negative="", help="Apply pending migrations first.")] = False,
-    json: Annotated[bool, Parameter(negative="", help="Log JSON lines; at the end, one document on stdout.")] = False,
+    migrate: Annotated[bool, Parameter(show_default=False, help="Apply pending migrations first.")] = False,
+    json: Annotated[
+        bool, Parameter(show_default=False, help="Log JSON lines; at the end, one document on stdout.")
+    ] = False,
 ) -> int:
     """Run services until SIGTERM or Ctrl-C, then finish what runs and stop. Start as many processes as you like.
 
@@ -60,8 +65,12 @@ def dev(
     app: AppName = None,
     /,
     *,
-    reload: Annotated[bool, Parameter(help="Start again when a file of the program changes.")] = True,
-    json: Annotated[bool, Parameter(negative="", help="Log JSON lines; at the end, one document on stdout.")] = False,
+    reload: Annotated[
+        bool, Parameter(negative="--no-reload", help="Start again when a file of the program changes.")
+    ] = True,
+    json: Annotated[
+        bool, Parameter(show_default=False, help="Log JSON lines; at the end, one document on stdout.")
+    ] = False,
 ) -> int:
     """Run every service in this process, after applying pending migrations; for development."""
     log_to_stderr(json)

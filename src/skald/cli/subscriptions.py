@@ -24,9 +24,9 @@ def list_all(
     app: AppName = None,
     /,
     *,
-    group: Annotated[list[str] | None, Parameter(name=["--group", "--service"], negative="")] = None,
+    group: Annotated[list[str] | None, Parameter(name=["--group", "--service"])] = None,
     origin: str | None = None,
-    lanes: Annotated[bool, Parameter(negative="")] = False,
+    lanes: Annotated[bool, Parameter(show_default=False)] = False,
     json: Json = False,
 ) -> int:
     """List every reader's place in the logs that it reads.
@@ -105,7 +105,7 @@ def reset(
     group: Group,
     origin: Origin,
     to: str,
-    all_lanes: Annotated[bool, Parameter(negative="")] = False,
+    all_lanes: Annotated[bool, Parameter(show_default=False)] = False,
     json: Json = False,
 ) -> int:
     """Let a reader go on from another place; stopped lanes run again.

@@ -32,9 +32,7 @@ class Seat(msgspec.Struct):
     """Set while an attempt is being ended because of its timeout; done when it has ended."""
 
 
-async def call_with(
-    invoker: Invoker, publisher: Publisher, origin: str, inner: StoreTransaction, item: Item
-) -> Done:
+async def call_with(invoker: Invoker, publisher: Publisher, origin: str, inner: StoreTransaction, item: Item) -> Done:
     """One attempt inside a transaction; what the handler published through it joins what it returned."""
     transaction = Transaction(inner, publisher)
     timeout = item.handler.timeout
@@ -85,9 +83,7 @@ async def run_attempts(invoker: Invoker, origin: str, item: Item, seat: Seat) ->
             return outcome
 
 
-async def watch(
-    task: asyncio.Task[Outcome] | asyncio.Task[Outcome | None], seat: Seat, group: str
-) -> Outcome:
+async def watch(task: asyncio.Task[Outcome] | asyncio.Task[Outcome | None], seat: Seat, group: str) -> Outcome:
     """Waits for a handler and ends each attempt that exceeds its timeout. Cancelled itself, it ends the handler."""
     assert seat.item is not None
     item, timeout = seat.item, seat.item.handler.timeout

@@ -113,9 +113,7 @@ class Stretch:
 
     # --- without a transaction ----------------------------------------------------------------------------------------
 
-    async def _concurrently(
-        self, lanes: dict[int, LaneState], items: list[Item], stragglers: list[Straggler]
-    ) -> None:
+    async def _concurrently(self, lanes: dict[int, LaneState], items: list[Item], stragglers: list[Straggler]) -> None:
         chains: dict[str, list[Item]] = {}
         for item in items:
             chains.setdefault(item.record.key, []).append(item)
@@ -194,9 +192,7 @@ class Stretch:
                 start = await self._one_by_one(lanes, items, start, end)
         return True
 
-    async def _one_by_one(
-        self, lanes: dict[int, LaneState], items: Sequence[Item], start: int, end: Record
-    ) -> int:
+    async def _one_by_one(self, lanes: dict[int, LaneState], items: Sequence[Item], start: int, end: Record) -> int:
         """A transaction for each message, up to where the common one failed; the index of the first that is left."""
         reached = items[self._reached].record.position
         while start < len(items) and items[start].record.position <= reached:
@@ -206,9 +202,7 @@ class Stretch:
             await self._singly(lanes, single, end if start == len(items) else single[-1].record)
         return start
 
-    async def _optimistically(
-        self, lanes: dict[int, LaneState], items: Sequence[Item], start: int, end: Record
-    ) -> int:
+    async def _optimistically(self, lanes: dict[int, LaneState], items: Sequence[Item], start: int, end: Record) -> int:
         """Runs and commits items from ``start`` on; returns the index of the first one that is left."""
         loop = asyncio.get_running_loop()
         index, count, began = start, 0, loop.time()

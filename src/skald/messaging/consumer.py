@@ -27,7 +27,7 @@ from skald.messaging.batch import Stretch
 from skald.messaging.connection import Submit
 from skald.messaging.deliverer import Deliverer
 from skald.messaging.invoke import Invoker
-from skald.messaging.outcome import WAITING, Item, LaneState, Taken, describe
+from skald.messaging.outcome import HANDED_OVER, WAITING, Item, LaneState, Taken, describe
 from skald.messaging.publisher import Publisher
 from skald.messaging.reading import Mismatch, Reader, cohorts
 from skald.messaging.redelivery import Redelivery
@@ -36,6 +36,8 @@ from skald.store import Log, Store
 from skald.telemetry import LaneStopped, Recovering, emit
 from skald.unit import CursorMove, DeliveryState, Unit
 
+LONGEST_PAUSE = 5.0
+"""Seconds between two tries while a database is away."""
 CAUTIOUS = 2
 """From so many takeovers without progress on, a lane's messages are handled one by one, written down before."""
 
@@ -45,7 +47,7 @@ class ConsumerSettings(msgspec.Struct, frozen=True):
 
     run: int = 500
     concurrency: int = 100
-    patience: float = 0.25
+    patience: float = 0.05
     poll: float = 5.0
     checkpoint: float = 1.0
     max_stragglers: int = 500
@@ -132,8 +134,8 @@ class Consumer:
             change, future = self._changes.pop(0)
             try:
                 if isinstance(change, list):
+                    await self._redelivery.load(change)
                     for lane in change:
-                        await self._redelivery.load(lane)
                         lane.suspects = self._settings.run if lane.takeovers else 0
                         self.lanes[lane.lane] = lane
                 else:
@@ -147,9 +149,9 @@ class Consumer:
                 if not future.done():
                     future.set_result(None)
 
-    async def refresh(self, versions: dict[int, int]) -> None:
-        """Told the stored versions of the lanes: those that somebody changed are read again in the next turn."""
-        changed = [lane for number, lane in self.lanes.items() if versions.get(number, lane.version) != lane.version]
+    def refresh(self, versions: dict[int, int]) -> None:
+        """Told the stored versions of its lanes: those that somebody changed or took are read again in the next turn."""
+        changed = [lane for number, lane in self.lanes.items() if versions.get(number) != lane.version]
         if changed:
             for lane in changed:
                 lane.version = -1
@@ -157,15 +159,16 @@ class Consumer:
 
     async def _reload(self) -> None:
         """Reads every lane again, after something went wrong or was changed from outside."""
+        owned = await cursor.owned(self._store, self._subscription.group, self.origin, self._owner)
+        kept = {number: owned[number] for number in self.lanes if number in owned}
+        await self._redelivery.load(kept.values())
         for number, lane in list(self.lanes.items()):
-            fresh = await cursor.reload(self._store, lane)
-            if fresh is None:
+            if number in kept:
+                kept[number].suspects = lane.suspects
+                self.lanes[number] = kept[number]
+            else:
                 del self.lanes[number]
                 await self._redelivery.drop(number, grace=0)
-                continue
-            fresh.suspects = lane.suspects
-            await self._redelivery.load(fresh)
-            self.lanes[number] = fresh
 
     # --- the loop -----------------------------------------------------------------------------------------------------
 
@@ -185,7 +188,7 @@ class Consumer:
                     what = f"reading {self.origin}"
                     emit(Recovering(self._subscription.group, what, describe(error), pause))
                     await self._pause(pause)
-                    pause = min(pause * 2, 5.0)
+                    pause = min(pause * 2, LONGEST_PAUSE)
                     await self._recover()
         finally:
             self._over = True
@@ -345,7 +348,7 @@ class Consumer:
                 key = (item.handler.name, item.record.key)
                 if item.outcome is None:
                     waits = key in lane.blocked
-                    item.outcome = WAITING if waits else Taken(DeliveryState.RUNNING, 0, self._clock.now())
+                    item.outcome = WAITING if waits else self._announced(item)
                     lane.blocked.add(key)
             # All handlers of the message in one unit: the cursor passes it only once.
             await self._stretch.run({lane.lane: lane}, same, same[0].record)
@@ -354,6 +357,10 @@ class Consumer:
                 if isinstance(item.outcome, Taken) and item.outcome.state is DeliveryState.RUNNING:
                     await self._redelivery.alone(lane, item)
         return True
+
+    def _announced(self, item: Item) -> Taken:
+        # That an earlier owner may have begun it has to outlive this process as well.
+        return Taken(DeliveryState.RUNNING, 0, self._clock.now(), HANDED_OVER if item.unknown else None)
 
     async def _checkpoint(self) -> None:
         """Now and then writes down how far lanes without messages have been read, in one unit each."""

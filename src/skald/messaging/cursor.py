@@ -82,12 +82,10 @@ async def claim(store: Store, group: str, wanted: Iterable[tuple[str, int]], own
     return claimed
 
 
-async def reload(store: Store, lane: LaneState) -> LaneState | None:
-    """The lane as it now is, or ``None`` if this process does not own it any more."""
-    rows = await store.fetch(
-        _SQL["reload"], group=lane.group, origin=lane.origin, lane=lane.lane, owner=lane.owner
-    )
-    return _state(rows[0], lane.group, lane.origin, lane.lane, lane.owner) if rows else None
+async def owned(store: Store, group: str, origin: str, owner: str) -> dict[int, LaneState]:
+    """The lanes of an origin that this process owns, as they now are, by number."""
+    rows = await store.fetch(_SQL["owned"], group=group, origin=origin, owner=owner)
+    return {row["lane"]: _state(row, group, origin, row["lane"], owner) for row in rows}
 
 
 def _state(row: dict[str, object], group: str, origin: str, lane: int, owner: str) -> LaneState:

@@ -176,9 +176,7 @@ def _refuse_stray(error: asyncio.CancelledError) -> None:
         raise HandlerCancelled from error
 
 
-async def in_thread(
-    threads: ThreadPoolExecutor, function: Callable[..., Any], *arguments: Any, **named: Any
-) -> Any:
+async def in_thread(threads: ThreadPoolExecutor, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
     """Runs a synchronous handler in a thread, with the caller's context.
 
     A thread cannot be ended, so a cancelled caller waits for its end all the same: otherwise the next attempt, or the

@@ -20,16 +20,18 @@ class Head(msgspec.Struct, frozen=True):
     """The first delivery of a key, without its message: enough to know whom it blocks, and when it is due."""
 
     handler: str
+    lane: int
     position: int
     key: str
     state: DeliveryState
     due: int
 
 
-async def heads(store: Store, lane: LaneState) -> list[Head]:
-    rows = await store.fetch(_SQL["heads"], group=lane.group, origin=lane.origin, lane=lane.lane)
+async def heads(store: Store, group: str, origin: str) -> list[Head]:
+    """Of all keys of an origin that have deliveries, in whatever lane."""
+    rows = await store.fetch(_SQL["heads"], group=group, origin=origin)
     return [
-        Head(row["handler"], row["position"], row["aggregateid"], DeliveryState(row["state"]), row["due"])
+        Head(row["handler"], row["lane"], row["position"], row["aggregateid"], DeliveryState(row["state"]), row["due"])
         for row in rows
     ]
 

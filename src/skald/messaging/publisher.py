@@ -101,9 +101,7 @@ class Publisher:
             (events if is_fact else requests).append(record)
         return Unit(events=tuple(events), messages=tuple(requests))
 
-    def append(
-        self, stream: str, events: Iterable[Message], expected: int | None, tags: Iterable[Tag] = ()
-    ) -> Unit:
+    def append(self, stream: str, events: Iterable[Message], expected: int | None, tags: Iterable[Tag] = ()) -> Unit:
         cause = current_cause.get()
         records = []
         for event in events:

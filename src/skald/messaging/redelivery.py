@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from typing import Any
 
 import msgspec
@@ -24,6 +24,7 @@ from skald.messaging.batch import Straggler
 from skald.messaging.definition import Handler
 from skald.messaging.deliverer import Deliverer, tell
 from skald.messaging.outcome import Item, LaneState, Taken, describe
+from skald.messaging.parking import Head
 from skald.store import Store
 from skald.telemetry import Recovering, emit
 from skald.unit import Delivery, DeliveryState
@@ -71,19 +72,25 @@ class Redelivery:
     def next_due(self) -> int | None:
         return self._due[0][0] if self._due else None
 
-    async def load(self, lane: LaneState) -> None:
-        """Reads what a lane carries along: which keys are blocked, what is due, what a dead owner left behind."""
-        heads = await parking.heads(self._store, lane)
-        lane.blocked = {(head.handler, head.key) for head in heads}
-        # What still runs blocks its key until its end is settled.
-        lane.blocked |= {key for key, (number, _) in self._active.items() if number == lane.lane}
-        self._due = [entry for entry in self._due if entry[1] != lane.lane]
+    async def load(self, lanes: Collection[LaneState]) -> None:
+        """Reads what lanes carry along: which keys are blocked, what is due, what a dead owner left behind."""
+        heads = await parking.heads(self._store, self._group, self._origin)
+        by_number = {lane.lane: lane for lane in lanes}
+        self._due = [entry for entry in self._due if entry[1] not in by_number]
         heapq.heapify(self._due)
+        for lane in lanes:
+            # What still runs blocks its key until its end is settled.
+            lane.blocked = {key for key, (number, _) in self._active.items() if number == lane.lane}
         for head in heads:
             key = (head.handler, head.key)
-            if key in self._active or head.handler not in self._handlers or head.state is DeliveryState.PARKED:
-                continue
-            self._schedule(head.due if head.state is DeliveryState.DELAYED else 0, lane.lane, key)
+            if head.lane in by_number:
+                by_number[head.lane].blocked.add(key)
+                if key not in self._active and head.handler in self._handlers:
+                    self._remember(head, key)
+
+    def _remember(self, head: Head, key: Key) -> None:
+        if head.state is not DeliveryState.PARKED:
+            self._schedule(head.due if head.state is DeliveryState.DELAYED else 0, head.lane, key)
 
     def _schedule(self, due: int, lane: int, key: Key) -> None:
         heapq.heappush(self._due, (due, lane, key))

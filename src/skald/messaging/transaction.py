@@ -50,9 +50,7 @@ class Transaction(TransactionMarker):
         """Undoes what the block did if it raises, and only that (messages published in it are kept)."""
         return self._inner.savepoint()
 
-    def publish(
-        self, *messages: Message, key: str | None = None, priority: int = 0, delay: float = 0
-    ) -> None:
+    def publish(self, *messages: Message, key: str | None = None, priority: int = 0, delay: float = 0) -> None:
         """Publishes when the transaction commits, or not at all. A bad message raises here, at its line."""
         self._units.append(self._publisher.unit(messages, key=key, priority=priority, delay=delay))
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import AsyncExitStack, suppress
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from contextlib import AsyncExitStack, aclosing, suppress
 from datetime import datetime
 from typing import Any
 
@@ -101,7 +101,7 @@ async def tail_events(
     types: Sequence[str] = (),
     key: str | None = None,
     follow: bool = False,
-) -> AsyncIterator[EventView]:
+) -> AsyncGenerator[EventView, None]:
     """The ``last`` messages of the named services together, or all ``since`` then; with ``follow`` also what comes.
 
     They come in order of time, those of one service always in order of position.
@@ -120,11 +120,14 @@ async def tail_events(
                 yield view(name, record)
         else:
             starts = {name: await _place(log, name, since) for name, log in logs.items()}
-            async for event in _merged({n: _between(n, log, starts[n], ends[n], wanted) for n, log in logs.items()}):
-                yield event
+            sources = {n: _between(n, log, starts[n], ends[n], wanted) for n, log in logs.items()}
+            async with aclosing(_merged(sources)) as merged:
+                async for event in merged:
+                    yield event
         if follow:
-            async for event in _followed(logs, ends, wanted):
-                yield event
+            async with aclosing(_followed(logs, ends, wanted)) as followed:
+                async for event in followed:
+                    yield event
 
 
 async def _place(log: Log, service: str, since: Since) -> int:
@@ -149,7 +152,7 @@ async def _last(log: Log, end: int, count: int, wanted: Callable[[Record], bool]
     return found[-count:] if count > 0 else []
 
 
-async def _records(log: Log, position: int, upto: int) -> AsyncIterator[Record]:
+async def _records(log: Log, position: int, upto: int) -> AsyncGenerator[Record, None]:
     while records := await log.read(position, PAGE, upto=upto):
         for record in records:
             yield record
@@ -160,27 +163,29 @@ async def _records(log: Log, position: int, upto: int) -> AsyncIterator[Record]:
 
 async def _between(
     service: str, log: Log, after: int, upto: int, wanted: Callable[[Record], bool]
-) -> AsyncIterator[EventView]:
+) -> AsyncGenerator[EventView, None]:
     async for record in _records(log, after + 1, upto):
         if wanted(record):
             yield view(service, record)
 
 
-async def _merged(sources: dict[str, AsyncIterator[EventView]]) -> AsyncIterator[EventView]:
+async def _merged(sources: dict[str, AsyncGenerator[EventView, None]]) -> AsyncGenerator[EventView, None]:
     heads: dict[str, EventView] = {}
-    for name, source in sources.items():
-        with suppress(StopAsyncIteration):
-            heads[name] = await anext(source)
-    while heads:
-        name = min(heads, key=lambda name: (heads[name].time, name))
-        yield heads.pop(name)
-        with suppress(StopAsyncIteration):
-            heads[name] = await anext(sources[name])
+    async with AsyncExitStack() as stack:
+        for name, source in sources.items():
+            await stack.enter_async_context(aclosing(source))
+            with suppress(StopAsyncIteration):
+                heads[name] = await anext(source)
+        while heads:
+            name = min(heads, key=lambda name: (heads[name].time, name))
+            yield heads.pop(name)
+            with suppress(StopAsyncIteration):
+                heads[name] = await anext(sources[name])
 
 
 async def _followed(
     logs: dict[str, Log], ends: dict[str, int], wanted: Callable[[Record], bool]
-) -> AsyncIterator[EventView]:
+) -> AsyncGenerator[EventView, None]:
     queue: asyncio.Queue[EventView | BaseException] = asyncio.Queue(PAGE)
 
     async def follow(name: str) -> None:

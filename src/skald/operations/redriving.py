@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from skald.app import App
+from skald.messaging.outcome import HANDED_OVER
 from skald.messaging.service import Service
 from skald.operations.access import OperationRefused, change, chosen, members, opened, scrubbed
 from skald.operations.parked import ParkedPlace, Selection, by_lane, places_of, require_known
@@ -128,7 +129,12 @@ class _Redrive:
 
     async def _verdict(self, place: ParkedPlace, row: dict[str, Any]) -> str | None:
         state = row["state"]
-        tried = bool(row["attempts"]) and state in (DeliveryState.DELAYED, DeliveryState.QUEUED)
+        # One that its process gave up in order when it stopped has not failed.
+        tried = (
+            bool(row["attempts"])
+            and row["error"] != HANDED_OVER
+            and state in (DeliveryState.DELAYED, DeliveryState.QUEUED)
+        )
         if tried or state == DeliveryState.PARKED:
             return f"failed again: {scrubbed(row['error'] or '')}"
         if state == DeliveryState.WAITING:

@@ -106,10 +106,10 @@ class Balance:
     # --- the dead -----------------------------------------------------------------------------------------------------
 
     async def _take_over(self) -> None:
-        while self._dead:
-            member, reason = self._dead[-1]
+        # What fails here is seen dead again at the next look; the list may be replaced meanwhile.
+        dead, self._dead = self._dead, []
+        for member, reason in dead:
             await self._take_over_from(member.id, reason)
-            self._dead.pop()
         self._looks += 1
         if self._strangers or self._looks % STRANGERS_EVERY == 1:
             await self._find_strangers()
@@ -142,7 +142,8 @@ class Balance:
         ids = [member.id for member in self._alive]
         mine = assigned(ids, self._me, [(row.origin, row.lane) for row in rows])
         for consumer in self._consumers:
-            await consumer.refresh({row.lane: row.version for row in rows if row.origin == consumer.origin})
+            own = [row for row in rows if row.origin == consumer.origin and row.owner == self._me]
+            consumer.refresh({row.lane: row.version for row in own})
             for lane in consumer.lanes:
                 if (consumer.origin, lane) not in mine:
                     self._give_up(consumer, lane)

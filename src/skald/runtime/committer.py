@@ -20,6 +20,10 @@ from skald.unit import Committed, Unit
 _Pending = tuple[Unit, "asyncio.Future[Committed]"]
 
 
+MIN_GROUP = 20
+"""Units: smaller groups are not shared out."""
+
+
 class Committer:
     """``max_group`` bounds a group (units), ``max_pending`` what may wait before callers are refused (units)."""
 
@@ -30,20 +34,24 @@ class Committer:
         self._pending: deque[_Pending] = deque()
         self._patient: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        self._woken = False
+        self._tasks: list[asyncio.Task[None]] = []
+        self._idle = 0
+        self._in_flight: set[str] = set()
         self._stopping = False
 
     def start(self) -> None:
-        if self._task is None:
-            self._task = asyncio.create_task(self._run(), name=f"skald:{self._store.service}:committer")
+        name = f"skald:{self._store.service}:committer"
+        while len(self._tasks) < self._store.features.writers:
+            self._tasks.append(asyncio.create_task(self._run(), name=name))
 
     async def stop(self) -> None:
         """Commits what is pending, then stops. Legal before ``start`` and twice."""
         self._stopping = True
         self._wake.set()
-        if self._task is not None:
-            await self._task
-            self._task = None
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            await task
         if self._patient:
             await asyncio.wait(self._patient)
 
@@ -52,22 +60,22 @@ class Committer:
         # A plain function: a coroutine for each unit would cost as much as the rest of it.
         future: asyncio.Future[Committed] = asyncio.get_running_loop().create_future()
         try:
-            self._admit(unit)
+            if self._stopping or not self._tasks or len(self._pending) >= self._max_pending:
+                self._refuse()
+            self._store.ensure_free()
         except SkaldError as error:
             future.set_exception(error)
             return future
         self._pending.append((unit, future))
-        if not self._wake.is_set():
+        if not self._woken:
+            self._woken = True
             self._wake.set()
         return future
 
-    def _admit(self, unit: Unit) -> None:
-        if self._stopping or self._task is None:
+    def _refuse(self) -> None:
+        if self._stopping or not self._tasks:
             raise Stopped(f"the committer of {self._store.service} is not running; nothing was written")
-        # What an owner has handled already is never refused: it is bounded by itself, and ends work instead of adding.
-        if unit.fence is None and len(self._pending) + len(self._patient) >= self._max_pending:
-            raise Overloaded(f"the commit queue of {self._store.service}")
-        self._store.ensure_free()
+        raise Overloaded(f"the commit queue of {self._store.service}")
 
     async def _run(self) -> None:
         try:
@@ -81,18 +89,31 @@ class Committer:
 
     async def _commit_all(self) -> None:
         while True:
-            while self._pending:
-                await self._commit(self._take())
-            if self._stopping:
+            group = self._take()
+            if group:
+                keys = {key for unit, _ in group for key in unit.keys()}
+                self._in_flight |= keys
+                await self._commit(group)
+                self._in_flight -= keys
+                if self._idle and self._pending:
+                    # What was held back for these keys waits at the other writer.
+                    self._wake.set()
+            elif self._stopping and not self._pending:
                 return
-            self._wake.clear()
-            await self._wake.wait()
+            else:
+                self._idle += 1
+                self._wake.clear()
+                self._woken = False
+                await self._wake.wait()
+                self._idle -= 1
 
     def _take(self) -> list[_Pending]:
+        """The next group: as much as there is, shared with the writers that wait beside this one."""
         group: list[_Pending] = []
-        keys: set[str] = set()
+        keys: set[str] = set(self._in_flight)
         held_back: list[_Pending] = []
-        while self._pending and len(group) < self._max_group:
+        most = min(self._max_group, max(MIN_GROUP, -(-len(self._pending) // (self._idle + 1))))
+        while self._pending and len(group) < most:
             item = self._pending.popleft()
             if item[1].cancelled():
                 continue

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import resource
 import sys
-from collections import Counter
 from collections.abc import Callable
 
 from skald.telemetry import MemoryGrows, emit

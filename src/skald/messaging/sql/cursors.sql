@@ -17,10 +17,10 @@ WHERE group_name = :group AND origin = :origin AND lane = :lane AND (owner IS NU
   AND stopped IS NULL
 RETURNING position, message_id, version, takeovers
 
--- name: reload
-SELECT position, message_id, version, takeovers
+-- name: owned
+SELECT lane, position, message_id, version, takeovers
 FROM skald_cursors
-WHERE group_name = :group AND origin = :origin AND lane = :lane AND owner = :owner AND stopped IS NULL
+WHERE group_name = :group AND origin = :origin AND owner = :owner AND stopped IS NULL
 
 -- name: release
 UPDATE skald_cursors SET owner = NULL

@@ -1,12 +1,12 @@
 -- Portable SQL on the deliveries: messages taken over and not finished.
 
 -- name: heads
-SELECT d.handler, d.position, d.aggregateid, d.state, d.due
+SELECT d.handler, d.lane, d.position, d.aggregateid, d.state, d.due
 FROM skald_deliveries d
 JOIN (
     SELECT handler, aggregateid, min(position) AS position
     FROM skald_deliveries
-    WHERE group_name = :group AND origin = :origin AND lane = :lane AND state <> 'queued'
+    WHERE group_name = :group AND origin = :origin AND state <> 'queued'
     GROUP BY handler, aggregateid
 ) first ON d.handler = first.handler AND d.position = first.position
 WHERE d.group_name = :group AND d.origin = :origin

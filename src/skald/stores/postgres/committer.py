@@ -66,6 +66,10 @@ class Committer:
         await asyncio.gather(*running, return_exceptions=True)
         await close(connection)
 
+    def __len__(self) -> int:
+        """Groups that are under way or wait for their turn."""
+        return len(self._running)
+
     async def commit(self, units: Sequence[Unit]) -> list[Outcome]:
         # A task of its own: a caller who is cancelled leaves the statement, and with it the connection, undisturbed.
         task = asyncio.get_running_loop().create_task(self._commit_in_turn(units), name="skald postgres commit")

@@ -21,12 +21,14 @@ from skald.stores.postgres.log import PostgresLog
 from skald.stores.postgres.members import PostgresMembership
 from skald.stores.postgres.migrate import Migrator
 from skald.stores.postgres.patience import WaitingRoom
-from skald.stores.postgres.statements import statements
 from skald.stores.postgres.sessions import Opener, SessionTransaction, opener_for
+from skald.stores.postgres.statements import statements
 from skald.stores.postgres.transaction import Pool, PostgresTransaction, Row, fetch, roll_back
 from skald.unit import Committed, Unit
 
-FEATURES = StoreFeatures(exclusive_transactions=False, for_update="FOR UPDATE SKIP LOCKED", external_sessions=True)
+FEATURES = StoreFeatures(
+    exclusive_transactions=False, writers=2, for_update="FOR UPDATE SKIP LOCKED", external_sessions=True
+)
 
 
 class PostgresStore:
@@ -44,14 +46,15 @@ class PostgresStore:
             raise ConfigurationError(f"the schema's name {self._schema!r} is longer than 57 bytes")
         self._log = PostgresLog(url, self._schema)
         self.log: Log = self._log
-        self._committer = Committer(url, self._schema, service, lease)
+        self._committers = [Committer(url, self._schema, service, lease) for _ in range(FEATURES.writers)]
         self._waiting = WaitingRoom(self._commit, lease)
         self._pool = Pool(url, service, self._schema, lease)
         self._migrator = Migrator(url, self._schema, service)
 
     async def open(self) -> None:
         try:
-            await self._committer.open()
+            for committer in self._committers:
+                await committer.open()
             await self._log.open()
             self._pool.open()
         except BaseException:
@@ -62,7 +65,8 @@ class PostgresStore:
         await self._waiting.close()
         await self._pool.close()
         await self._log.close()
-        await self._committer.close()
+        for committer in self._committers:
+            await committer.close()
 
     async def commit(self, units: Sequence[Unit], *, patient: bool = False) -> list[Committed | Rejection]:
         if not units:
@@ -71,7 +75,7 @@ class PostgresStore:
 
     async def _commit(self, units: Sequence[Unit]) -> list[Committed | Rejection]:
         with boundary():
-            outcomes = await self._committer.commit(units)
+            outcomes = await min(self._committers, key=len).commit(units)
         if any(isinstance(outcome, Committed) and outcome.positions for outcome in outcomes):
             self.ring()
         return outcomes

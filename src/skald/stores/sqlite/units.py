@@ -7,6 +7,7 @@ until the end. Positions are drawn for the whole group at its end, in the order 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ from skald.stores.sqlite.failures import BAD_VALUE
 from skald.unit import Committed, CursorMove, Delivery, Resolve, Unit
 
 _SQL = blocks(__package__, "unit")
-_HEAD, _SET_HEAD, _FENCE = _SQL["head"], _SQL["set_head"], _SQL["fence"]
+_HEAD, _HEADS, _SET_HEAD, _FENCE = _SQL["head"], _SQL["heads"], _SQL["set_head"], _SQL["fence"]
 _CURSOR, _MOVE_CURSOR = _SQL["cursor"], _SQL["move_cursor"]
 _OWNER, _RESOLVE, _DELIVER = _SQL["delivery_owner"], _SQL["resolve"], _SQL["deliver"]
 _LAST, _DRAW = _SQL["last_position"], _SQL["draw_positions"]
@@ -47,10 +48,21 @@ class Group:
     def appended(self) -> bool:
         return self._last > self._start
 
+    def look_up(self, units: Sequence[Unit]) -> None:
+        """Reads the heads of all units at once; what is not found has version 0."""
+        keys = [f"stream:{append.stream}" for unit in units for append in unit.appends]
+        keys += [f"tag:{tag.tag}" for unit in units for tag in unit.tags]
+        if keys:
+            self._heads = dict.fromkeys(keys, 0)
+            found: list[Any] = self._execute(_HEADS, (json.dumps(keys),)).fetchall()
+            self._heads.update(found)
+
     def add(self, unit: Unit) -> Committed:
         """Compares the unit's guards and takes its writes; raises the ``Rejection`` with nothing taken."""
         versions: tuple[int, ...] = ()
-        if unit.fence is not None or unit.keys():
+        if unit.fence is None and not unit.guarded and not unit.deliveries and not unit.messages:
+            return self._take(unit.events)
+        if unit.fence is not None or unit.guarded:
             versions, heads = self._check(unit)
             if heads:
                 self._raised.update(heads)
@@ -67,6 +79,14 @@ class Group:
             self._last = position = self._last + 1
             self._messages.append((position, *astuple(record)[1:12], record.priority, record.delay))
         return Committed(tuple(range(first, self._last + 1)), versions)
+
+    def _take(self, events: tuple[Record, ...]) -> Committed:
+        """What most units are: events and nothing else."""
+        first = self._last + 1
+        for record in events:
+            self._last = position = self._last + 1
+            self._events.append((position, *astuple(record)[1:12], None, None))
+        return Committed((first,) if len(events) == 1 else tuple(range(first, self._last + 1)))
 
     def write(self) -> None:
         """Writes what was taken; the tables are written in bulk, in the order of positions."""
@@ -156,6 +176,7 @@ def _delivery_row(delivery: Delivery) -> tuple[Any, ...]:
 def write_units(connection: apsw.Connection, units: Sequence[Unit]) -> tuple[list[Outcome], bool]:
     """One outcome per unit, and whether anything was appended; raises what concerns the whole group."""
     group = Group(connection)
+    group.look_up(units)
     outcomes: list[Outcome] = []
     for unit in units:
         try:

@@ -34,7 +34,7 @@ from skald.unit import Unit
 T = TypeVar("T")
 
 INLINE = 256
-"""Weight (see ``_weight``); a larger group goes to the thread, so that the event loop turns meanwhile."""
+"""Weight (see ``_weight``): a larger group goes to the thread, so that the event loop turns meanwhile."""
 WAIT = 0.05
 """Seconds that a commit waits for the file before its units are ``Busy``."""
 PATIENCE = 10.0
@@ -213,8 +213,8 @@ class Writer:
             except apsw.BusyError:
                 pass
         # Short waits one after another, so that a cancelled caller does not hold the lock for long.
-        self._connection.set_busy_timeout(round(WAIT * 1000))
         while True:
+            self._connection.set_busy_handler(_impatient(time.monotonic() + WAIT))
             try:
                 return await self._in_thread(job)
             except apsw.BusyError:
@@ -240,19 +240,23 @@ class Writer:
         return [Busy(f"the file {self._path}") for _ in units]
 
 
+def _impatient(until: float) -> Callable[[int], bool]:
+    """Looks for the file again after a fraction of a commit. SQLite's own pauses grow to many times one, and leave the
+    file idle while several processes wait for it."""
+
+    def wait(tries: int) -> bool:
+        time.sleep(min(0.0002 * (tries + 1), 0.002))
+        return time.monotonic() < until
+
+    return wait
+
+
 def _weight(units: Sequence[Unit]) -> int:
-    """What the units cost, in units with one small record (about 10 µs)."""
-    weight = 0
-    if len(units) > 2 * INLINE:
-        return len(units)
-    for unit in units:
-        weight += len(unit.appends) + len(unit.deliveries) + 1
-        for records in (unit.events, unit.messages):
-            for record in records:
-                weight += 1 + (len(record.payload or b"") >> 13)
-        for append in unit.appends:
-            weight += len(append.records)
-    return weight // 2
+    """What the units cost, in small records (about 5 µs each)."""
+    records = sum([len(u.events) + len(u.messages) + 2 * len(u.deliveries) + 3 * len(u.appends) for u in units])
+    if records > INLINE:
+        return records
+    return records + (sum([len(r.payload or b"") for u in units for r in (*u.events, *u.messages)]) >> 12)
 
 
 def _commit(connection: apsw.Connection, units: Sequence[Unit]) -> tuple[list[Outcome], bool]:

@@ -3,6 +3,9 @@
 -- name: head
 SELECT version FROM skald_heads WHERE key = ?1
 
+-- name: heads
+SELECT key, version FROM skald_heads WHERE key IN (SELECT value FROM json_each(?1))
+
 -- name: set_head
 INSERT INTO skald_heads (key, version) VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET version = excluded.version
 
