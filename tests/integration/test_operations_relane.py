@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +123,7 @@ async def test_lanes_at_any_places_are_changed_right_or_not_at_all(store_url: st
     assert refused
 
 
-async def place_lanes(app: App, places: list[tuple[int, str]], **more: Any) -> None:
+async def place_lanes(app: App, places: Sequence[tuple[int, str | None]], **more: Any) -> None:
     async with app.connect("sink"), app.service("sink").transaction() as tx:
         await tx.execute("DELETE FROM skald_cursors")
         for lane, (position, id) in enumerate(places):
@@ -171,7 +173,7 @@ async def test_a_dead_process_is_taken_over_from_first(store_url: str) -> None:
     await stage.app(2).migrate()
     await publish(stage.app(2), 1)
     app = stage.app(2)
-    await place_lanes(app, [(0, None), (0, None)], owner="gone")  # type: ignore[list-item]
+    await place_lanes(app, [(0, None), (0, None)], owner="gone")
     async with app.connect("sink"):
         store = app.service("sink").store
         await cursor.fence(store, "gone")
@@ -194,10 +196,8 @@ async def test_a_process_whose_lease_has_not_run_out_counts_as_running(store_url
             membership.join(member, 60.0)
             membership.close()
 
-        import asyncio
-
         await asyncio.to_thread(join)
-    await place_lanes(app, [(0, None), (0, None)])  # type: ignore[list-item]
+    await place_lanes(app, [(0, None), (0, None)])
     with pytest.raises(OperationRefused, match="is running"):
         await operations.relane_subscriptions(stage.app(4), "sink")
 
@@ -205,7 +205,7 @@ async def test_a_process_whose_lease_has_not_run_out_counts_as_running(store_url
 async def test_a_stopped_lane_must_be_mended_first(store_url: str) -> None:
     stage = Stage(store_url)
     await stage.app(2).migrate()
-    await place_lanes(stage.app(2), [(0, None), (0, None)], stopped="a fork")  # type: ignore[list-item]
+    await place_lanes(stage.app(2), [(0, None), (0, None)], stopped="a fork")
     with pytest.raises(OperationRefused, match="is stopped"):
         await operations.relane_subscriptions(stage.app(4), "sink")
 

@@ -56,7 +56,7 @@ class PostgresRig:
         try:
             async with store.transaction() as tx:
                 await tx.fetch("SELECT skald_publish('T', 'k', '{}'::jsonb)")
-                await asyncio.sleep(60)
+                await asyncio.sleep(60)  # sleep: stalls until it is killed
         finally:
             await store.close()
 
@@ -85,7 +85,7 @@ class PostgresRig:
         await tx.apply(Unit(appends=(Append(f"s{rng.randrange(5)}", (record,)),)))
         name = f"{self.schema}-{record.id}"
         await tx.execute(f"PREPARE TRANSACTION '{name}'")
-        await asyncio.sleep(rng.uniform(0, 0.1))
+        await asyncio.sleep(rng.uniform(0, 0.1))  # sleep: a writer's own pace
         keep = rng.random() < 0.5
         await tx.execute(f"{'COMMIT' if keep else 'ROLLBACK'} PREPARED '{name}'")
         return lambda: keep

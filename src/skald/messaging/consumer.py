@@ -348,7 +348,10 @@ class Consumer:
                 key = (item.handler.name, item.record.key)
                 if item.outcome is None:
                     waits = key in lane.blocked
-                    item.outcome = WAITING if waits else self._announced(item)
+                    # That an earlier owner may have begun it has to outlive this process as well.
+                    known = HANDED_OVER if item.unknown else None
+                    trying = Taken(DeliveryState.RUNNING, 0, self._clock.now(), known)
+                    item.outcome = WAITING if waits else trying
                     lane.blocked.add(key)
             # All handlers of the message in one unit: the cursor passes it only once.
             await self._stretch.run({lane.lane: lane}, same, same[0].record)
@@ -357,10 +360,6 @@ class Consumer:
                 if isinstance(item.outcome, Taken) and item.outcome.state is DeliveryState.RUNNING:
                     await self._redelivery.alone(lane, item)
         return True
-
-    def _announced(self, item: Item) -> Taken:
-        # That an earlier owner may have begun it has to outlive this process as well.
-        return Taken(DeliveryState.RUNNING, 0, self._clock.now(), HANDED_OVER if item.unknown else None)
 
     async def _checkpoint(self) -> None:
         """Now and then writes down how far lanes without messages have been read, in one unit each."""
