@@ -212,7 +212,7 @@ class Envelope(msgspec.Struct, frozen=True):
         return attributes
 
 
-@lru_cache(maxsize=65_536)
+@lru_cache(maxsize=8_192)
 def slot_of(key: str) -> int:
     """The slot (0–255) of a key: the first byte of its SHA-256, which PostgreSQL can compute as well."""
     return sha256(key.encode()).digest()[0]

@@ -88,6 +88,24 @@ async def eventually(check: Callable[[], Awaitable[Any]]) -> Any:
     raise AssertionError(f"not within {PATIENCE:g} s: {failure}")
 
 
+async def happens(event: asyncio.Event) -> None:
+    try:
+        await asyncio.wait_for(event.wait(), PATIENCE)
+    except TimeoutError:
+        raise AssertionError("did not happen") from None
+
+
+async def forget_member(service: Service, id: str) -> None:
+    """What the one who takes over does with the member."""
+
+    def forget() -> None:
+        membership = service.store.membership()
+        membership.remove(id)
+        membership.close()
+
+    await asyncio.to_thread(forget)
+
+
 @asynccontextmanager
 async def playing(app: App, *names: str) -> AsyncIterator[list[RunningService]]:
     """Migrates and runs the services."""

@@ -150,7 +150,7 @@ class Consumer:
                     future.set_result(None)
 
     def refresh(self, versions: dict[int, int]) -> None:
-        """Told the stored versions of its lanes: those that somebody changed or took are read again in the next turn."""
+        """Told the stored versions of its lanes: what somebody changed or took is read again in the next turn."""
         changed = [lane for number, lane in self.lanes.items() if versions.get(number) != lane.version]
         if changed:
             for lane in changed:

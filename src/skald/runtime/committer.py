@@ -91,7 +91,7 @@ class Committer:
         while True:
             group = self._take()
             if group:
-                keys = {key for unit, _ in group for key in unit.keys()}
+                keys = set[str]().union(*(unit.keys() for unit, _ in group))
                 self._in_flight |= keys
                 await self._commit(group)
                 self._in_flight -= keys

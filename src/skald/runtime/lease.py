@@ -87,17 +87,19 @@ class Lease:
 
     def _watch(self, membership: Membership) -> None:
         assert self._loop is not None
-        next_turn = self._loop.time()
+        next_beat = next_look = self._loop.time()
         known: list[Member] = []
         while not self._stop.wait(WATCH):
             try:
-                if self._loop.time() >= next_turn:
-                    next_turn = self._loop.time() + self._lease / 3
+                now = self._loop.time()
+                if now >= next_beat:
+                    next_beat = now + self._lease / 3
                     if not self._beat(membership):
                         return
-                    known = self._look(membership)
-                elif self._done or any(map(is_gone, known)):
-                    known = self._look(membership)
+                if now >= next_look or self._done or any(map(is_gone, known)):
+                    known, soonest = self._look(membership)
+                    # As soon as somebody's lease may have run out, and often enough to see who has joined.
+                    next_look = now + min(soonest + WATCH, self._lease / 2)
             except (SkaldError, OSError) as error:
                 emit(Recovering(self.member.group, "the heartbeat", str(error), WATCH))
 
@@ -123,8 +125,9 @@ class Lease:
         assert self._loop is not None
         self._turned = self._loop.time()
 
-    def _look(self, membership: Membership) -> list[Member]:
-        """Tells the event loop who is there and who is gone; returns the others that may still be alive."""
+    def _look(self, membership: Membership) -> tuple[list[Member], float]:
+        """Tells the event loop who is there and who is gone; returns the others that may still be alive, and after how
+        many seconds the first of their leases may run out."""
         assert self._loop is not None
         while self._done:
             membership.remove(self._done.popleft())
@@ -142,7 +145,8 @@ class Lease:
             else:
                 alive.append(member)
         self._loop.call_soon_threadsafe(self._seen, alive, dead, at)
-        return [member for member in alive if member.id != self.member.id]
+        others = [member for member in alive if member.id != self.member.id]
+        return others, min([(member.expires_at - now) / 1e6 for member in others], default=self._lease)
 
     def forget(self, id: str) -> None:
         """Removes a member whose work has been taken over, at the next look."""

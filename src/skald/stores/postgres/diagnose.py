@@ -73,7 +73,8 @@ def _horizon(row: Any, schema: str) -> Finding:
 
 def _stalling(row: Any, text: str, remedy: str) -> Finding:
     # An append that is under way is no news; one that does not end is.
-    return Finding("error" if row["age"] > STALLED else "info", "horizon", text, remedy)
+    stalls = row["age"] is None or row["age"] > STALLED
+    return Finding("error" if stalls else "info", "horizon", text, remedy)
 
 
 def _held(row: Any) -> Finding:

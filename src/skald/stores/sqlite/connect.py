@@ -22,8 +22,8 @@ OLDEST = (3, 51, 3)
 READER_PATIENCE = 1_000
 """Milliseconds: a reader waits only while another process recovers the WAL, or opens or closes the file."""
 
-COMMON = {"mmap_size": "0", "cache_size": "-16000", "trusted_schema": "OFF"}
-"""Of every connection; the cache has 16 MB."""
+COMMON = {"mmap_size": "0", "cache_size": "-4000", "trusted_schema": "OFF"}
+"""Of every connection; the cache has 4 MB."""
 
 _paths: WeakKeyDictionary[apsw.Connection, str] = WeakKeyDictionary()
 _registering = threading.Lock()

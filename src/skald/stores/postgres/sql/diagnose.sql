@@ -9,7 +9,7 @@ SELECT current_setting('fsync') AS fsync, current_setting('full_page_writes') AS
 SELECT to_regclass(quote_ident($1) || '.skald_events') IS NOT NULL
 
 -- The transactions that have announced positions: readers stay at or below the lowest of them. A prepared one has no
--- process any more; its locks carry '-1/' and its transaction id instead of a virtual one.
+-- process any more; the lock on its own transaction id, under the same virtual id, says which it is.
 -- name: announcements
 SELECT l.pid, p.gid, coalesce(a.usename, p.owner)::text AS owner, a.application_name AS application, a.state, a.query,
        (extract(epoch FROM clock_timestamp() - coalesce(a.xact_start, p.prepared)) * 1000000)::bigint AS age,
@@ -17,7 +17,9 @@ SELECT l.pid, p.gid, coalesce(a.usename, p.owner)::text AS owner, a.application_
 FROM {schema}.skald_position s
 JOIN pg_locks l ON l.locktype = 'advisory' AND l.objsubid = 1 AND l.classid::bigint >> 16 = {schema}.skald_tag()
 LEFT JOIN pg_stat_activity a ON a.pid = l.pid
-LEFT JOIN pg_prepared_xacts p ON l.pid IS NULL AND l.virtualtransaction = '-1/' || p.transaction::text
+LEFT JOIN pg_locks t ON l.pid IS NULL AND t.pid IS NULL AND t.locktype = 'transactionid'
+    AND t.mode = 'ExclusiveLock' AND t.virtualtransaction = l.virtualtransaction
+LEFT JOIN pg_prepared_xacts p ON p.transaction = t.transactionid
 WHERE l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
 ORDER BY behind DESC LIMIT 20
 
