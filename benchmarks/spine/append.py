@@ -1,7 +1,8 @@
 """Append: one event per unit from 100 concurrent callers, beside a bare grouped insert of 100 rows per transaction.
 
 Both write the same columns of the same migrated tables, and both wait for the disk. The bare rows are made before the
-clock starts; the library encodes, checks and numbers its events while it runs.
+clock starts, and so are the records of the units; *publish* is the same with drafting, encoding and checking each
+message included, and has no bar.
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ def measure(place: Place, sizes: Sizes) -> list[Figure]:
     with Children() as start:
         runs = {
             "bare": partial(bare, _bare(start, place, urls[0], False), seconds),
-            "one": partial(appended, _appenders(start, 1, False), urls[1], seconds),
-            "four": partial(appended, _appenders(start, PROCESSES, False), urls[1], seconds),
+            "one": partial(appended, _appenders(start, 1, "append"), urls[1], seconds),
+            "four": partial(appended, _appenders(start, PROCESSES, "append"), urls[1], seconds),
             "bare streams": partial(bare, _bare(start, place, urls[2], True), seconds),
-            "streams": partial(appended, _appenders(start, 1, True), urls[1], seconds),
+            "streams": partial(appended, _appenders(start, 1, "streams"), urls[1], seconds),
+            "publish": partial(appended, _appenders(start, 1, "publish"), urls[1], seconds),
         }
         found = interleave(sizes.rounds, runs)
     for url in urls:
@@ -38,6 +40,7 @@ def measure(place: Place, sizes: Sizes) -> list[Figure]:
     return [
         at_least(f"append {name}", middle(found["one"], found["bare"]), unit, 0.5),
         at_least(f"append to new streams {name}", middle(found["streams"], found["bare streams"]), unit, 0.5),
+        at_least(f"append, published as messages {name}", middle(found["publish"], found["bare"]), unit, None),
         at_least(f"append by 4 processes, beside one {name}", middle(found["four"], found["one"]), unit, 1.0),
     ]
 
@@ -53,10 +56,10 @@ def _bare(start: Children, place: Place, url: str, streams: bool) -> Child:
     return start(f"benchmarks.spine.limits.{place.name}_tables:append", url=url, streams=streams)
 
 
-def _appenders(start: Children, processes: int, streams: bool) -> list[Child]:
+def _appenders(start: Children, processes: int, kind: str) -> list[Child]:
     """Processes that share the 100 callers."""
     target, callers = "benchmarks.spine.children:append", CALLERS // processes
-    return [start(target, callers=callers, streams=streams, name=f"order-{n}") for n in range(processes)]
+    return [start(target, callers=callers, kind=kind, name=f"order-{n}") for n in range(processes)]
 
 
 def bare(child: Child, seconds: float) -> float:

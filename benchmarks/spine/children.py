@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from itertools import count as numbers
 
 from benchmarks.harness.child import Channel
@@ -13,40 +14,52 @@ from benchmarks.spine.services import ObservedApp, answered, application, consum
 from skald import App, Service
 from skald.codec import codec_for
 from skald.message import new_id
-from skald.unit import NEW
+from skald.unit import NEW, Append, Unit
 
 
-async def append(channel: Channel, callers: int, streams: bool, name: str = "order") -> None:
+async def append(channel: Channel, callers: int, kind: str, name: str = "order") -> None:
     """Concurrent callers, each with one event after another, for some seconds; as often as asked, at any URL."""
     while True:
         told = await channel.heard()
         app = application(told["url"])
         async with app.connect("orders"):
+            act = _acts(app.service("orders"), name)[kind]
             channel.say(ready=True)
             told = await channel.heard()
             await asyncio.sleep(told["at"] - time.monotonic())
             began = time.monotonic()
-            appended = await _append_for(app.service("orders"), told["seconds"], callers, streams, name)
+            appended = await _call_for(act, told["seconds"], callers)
             channel.say(appended=appended, began=began, ended=time.monotonic())
 
 
-async def _append_for(orders: Service, seconds: float, callers: int, streams: bool, name: str) -> int:
-    end, number, appended = time.monotonic() + seconds, numbers(), 0
+def _acts(orders: Service, name: str) -> dict[str, Callable[[int], Awaitable[object]]]:
+    """What a caller does: hand in a unit whose record is made (as the bare rows are), or publish a message."""
+    submit, prepared = orders.connection.submit, orders.connection.publisher.unit([order(0, name)])
+    (record,), run = prepared.events, new_id()
+
+    def append_to_stream(number: int) -> Awaitable[object]:
+        return submit(Unit(appends=(Append(f"{name}-{run}-{number}", (record,), NEW),)))
+
+    return {
+        "append": lambda _: submit(Unit(events=(record,))),
+        "streams": append_to_stream,
+        "publish": lambda number: orders.publish(order(number, name)),
+    }
+
+
+async def _call_for(act: Callable[[int], Awaitable[object]], seconds: float, callers: int) -> int:
+    end, number, called = time.monotonic() + seconds, numbers(), 0
 
     async def caller() -> None:
-        nonlocal appended
+        nonlocal called
         while time.monotonic() < end:
-            event = order(next(number), name)
-            if streams:
-                await orders.append(f"order-{new_id()}", [event], expected=NEW)
-            else:
-                await orders.publish(event)
-            appended += 1
+            await act(next(number))
+            called += 1
 
     async with asyncio.TaskGroup() as group:
         for _ in range(callers):
             group.create_task(caller())
-    return appended
+    return called
 
 
 async def produce(channel: Channel, url: str, count: int, per_second: float | None = None) -> None:

@@ -29,7 +29,7 @@ def _in_rows(place: Place, sizes: Sizes) -> list[Figure]:
     with Children() as start:
         start(f"{tables}:fill", url=full, count=sizes.rows).hear(900)
     with Children() as start:
-        child = start(APPEND, callers=CALLERS, streams=True)
+        child = start(APPEND, callers=CALLERS, kind="streams")
 
         def at_empty() -> float:
             empty = migrated(place)
@@ -57,7 +57,7 @@ def _beside_snapshot(place: Place, sizes: Sizes) -> Figure:
     free, held = migrated(place), migrated(place)
     seconds = sizes.snapshot_seconds / sizes.flat_pairs / 2
     with Children() as start:
-        child = start(APPEND, callers=CALLERS, streams=True)
+        child = start(APPEND, callers=CALLERS, kind="streams")
         appended([child], held, 0.2)
         start(f"benchmarks.spine.limits.{place.name}_tables:hold_snapshot", url=held).hear()
         runs = {name: partial(appended, [child], url, seconds) for name, url in (("free", free), ("held", held))}

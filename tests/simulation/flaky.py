@@ -60,7 +60,7 @@ class FlakyApp(App):
         if service not in self._names:
             return store
         self.stores.append(Flaky(store, self._chance, 0))
-        return self.stores[-1]  # type: ignore[return-value]
+        return self.stores[-1]
 
     @property
     def failures(self) -> int:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 
 from skald import App, Attempt, RuntimeSettings, Service, Transaction
-from skald.messaging import batch, cursor
+from skald.messaging import cursor
 from skald.messaging.batch import Stretch
 from skald.messaging.consumer import ConsumerSettings
+from skald.messaging.outcome import Done, Item
 from skald.runtime.service import RunningService
 from skald.telemetry import LanesTaken, Refused
+from skald.unit import Unit
 from tests.simulation.stage import (
     MIGRATIONS,
     QUICK,
@@ -183,18 +185,32 @@ async def _has_all_lanes(service: Service, owner: str) -> bool:
     return {row["owner"] for row in await cursors(service) if row["origin"] == "source"} == {owner}
 
 
-async def test_the_checker_sees_a_zombie_that_is_not_refused(store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A planted bug: neither fence nor cursor are compared, so two owners both commit the same messages."""
-    unguarded = batch.run_unit
+async def test_the_checker_sees_effects_that_are_committed_before_the_cursor(
+    store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A planted bug: what a handler returned is published in a unit of its own, which no guard refuses."""
+    transactionally = Stretch._transactionally
 
-    def careless(*args: Any) -> Any:
-        unit = unguarded(*args)
-        return unit.__class__(events=unit.events, messages=unit.messages, deliveries=unit.deliveries)
+    async def careless(self: Stretch, lanes: Any, items: Sequence[Item], end: Any, **options: bool) -> bool:
+        for item in items:
+            if isinstance(item.outcome, Done):
+                await self._submit.submit(Unit(events=item.outcome.events))
+                item.outcome = Done()
+        return await transactionally(self, lanes, items, end, **options)
 
-    monkeypatch.setattr(batch, "run_unit", careless)
-    with pytest.raises(AssertionError, match="doubled|not within|did not happen"):
-        monkeypatch.setattr("tests.simulation.stage.PATIENCE", 3.0)
+    monkeypatch.setattr(Stretch, "_transactionally", careless)
+    monkeypatch.setattr("tests.simulation.stage.PATIENCE", 5.0)
+    with pytest.raises(AssertionError, match="doubled"):
         await test_what_a_zombie_still_commits_is_refused(store_url, slow=False)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "fault"), [([0, 1, 1], "doubled"), ([0, 2, 1], "out of order"), ([0, 2], "lost"), ([0, 1], "lost")]
+)
+def test_the_checker_sees_every_fault(numbers: list[int], fault: str) -> None:
+    rows = [{"id": "x", "key": "k", "n": n, "seq": seq} for seq, n in enumerate(numbers)]
+    with pytest.raises(AssertionError, match=fault):
+        check_effects(rows, {"k": 3})
 
 
 async def test_a_process_without_its_fence_claims_nothing(store_url: str) -> None:
@@ -220,10 +236,9 @@ async def test_lanes_of_an_owner_that_nobody_knows_are_taken_over(store_url: str
     async with playing(app):
         await app.service("source").publish(*(Placed(key, 0) for key in KEYS))
         await check(app, 1)
-    async with app.connect("sink"):
-        async with app.service("sink").transaction() as tx:
-            await tx.execute("UPDATE skald_cursors SET owner = 'ghost'")
-            await tx.execute("INSERT INTO skald_fences (process) VALUES ('ghost')")
+    async with app.connect("sink"), app.service("sink").transaction() as tx:
+        await tx.execute("UPDATE skald_cursors SET owner = 'ghost'")
+        await tx.execute("INSERT INTO skald_fences (process) VALUES ('ghost')")
     async with occurrences() as noticed, playing(app):
         await app.service("source").publish(*(Placed(key, 1) for key in KEYS))
         await check(app, 2)

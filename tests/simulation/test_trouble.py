@@ -1,4 +1,4 @@
-"""The consumer's database fails at any moment, before or after it has done its work: nothing is lost, doubled or stuck."""
+"""The consumer's database fails at any moment, before or after its work is done: nothing is lost, doubled or stuck."""
 
 from __future__ import annotations
 

@@ -23,6 +23,10 @@ class Connection:
     def __init__(self, store: Store, publisher: Publisher, committer: Submit) -> None:
         self.store, self.publisher, self._committer = store, publisher, committer
 
+    def submit(self, unit: Unit) -> Awaitable[Committed]:
+        """Commits a unit with whatever else is pending; await it until it is durable."""
+        return self._committer.submit(unit)
+
     async def publish(
         self, messages: Iterable[Message], *, key: str | None = None, priority: int = 0, delay: float = 0
     ) -> list[int]:

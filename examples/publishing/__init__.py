@@ -1,0 +1,1 @@
+"""Publishing from ordinary code: an asynchronous web application, and a synchronous script."""

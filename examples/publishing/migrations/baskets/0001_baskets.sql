@@ -1,0 +1,1 @@
+CREATE TABLE baskets (id text PRIMARY KEY, customer text NOT NULL, greeting text);
