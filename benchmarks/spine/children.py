@@ -13,8 +13,12 @@ from benchmarks.spine.messages import OrderPlaced, order
 from benchmarks.spine.services import ObservedApp, answered, application, consuming
 from skald import App, Service
 from skald.codec import codec_for
-from skald.message import new_id
+from skald.message import Record, new_id
+from skald.messaging.publisher import Publisher
 from skald.unit import NEW, Append, Unit
+
+PREPARED = 20_000
+_records: dict[str, list[Record]] = {}
 
 
 async def append(channel: Channel, callers: int, kind: str, name: str = "order") -> None:
@@ -34,17 +38,25 @@ async def append(channel: Channel, callers: int, kind: str, name: str = "order")
 
 def _acts(orders: Service, name: str) -> dict[str, Callable[[int], Awaitable[object]]]:
     """What a caller does: hand in a unit whose record is made (as the bare rows are), or publish a message."""
-    submit, prepared = orders.connection.submit, orders.connection.publisher.unit([order(0, name)])
-    (record,), run = prepared.events, new_id()
+    submit, records, run = orders.connection.submit, _prepared(orders.connection.publisher, name), new_id()
+
+    def append(number: int) -> Awaitable[object]:
+        return submit(Unit(events=(records[number % PREPARED],)))
 
     def append_to_stream(number: int) -> Awaitable[object]:
-        return submit(Unit(appends=(Append(f"{name}-{run}-{number}", (record,), NEW),)))
+        return submit(Unit(appends=(Append(f"{name}-{run}-{number}", (records[number % PREPARED],), NEW),)))
 
-    return {
-        "append": lambda _: submit(Unit(events=(record,))),
-        "streams": append_to_stream,
-        "publish": lambda number: orders.publish(order(number, name)),
-    }
+    def publish(number: int) -> Awaitable[object]:
+        return orders.publish(order(number, name))
+
+    return {"append": append, "streams": append_to_stream, "publish": publish}
+
+
+def _prepared(publisher: Publisher, name: str) -> list[Record]:
+    """As many different records as the bare code has rows."""
+    if name not in _records:
+        _records[name] = [publisher.unit([order(number, name)]).events[0] for number in range(PREPARED)]
+    return _records[name]
 
 
 async def _call_for(act: Callable[[int], Awaitable[object]], seconds: float, callers: int) -> int:

@@ -102,7 +102,7 @@ def checked(app: App) -> App:
 
 def ask(name: str | None, question: Callable[[App], Coroutine[Any, Any, T]]) -> T:
     """Runs a use case on the named application."""
-    app = load(named(name))
+    app = checked(load(named(name)))
     try:
         return asyncio.run(question(app))
     finally:

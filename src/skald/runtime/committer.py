@@ -36,6 +36,8 @@ class Committer:
         self._wake = asyncio.Event()
         self._woken = False
         self._tasks: list[asyncio.Task[None]] = []
+        self._busy = 0
+        """Units that are tried again beside the groups."""
         self._idle = 0
         self._in_flight: set[str] = set()
         self._stopping = False
@@ -60,7 +62,8 @@ class Committer:
         # A plain function: a coroutine for each unit would cost as much as the rest of it.
         future: asyncio.Future[Committed] = asyncio.get_running_loop().create_future()
         try:
-            if self._stopping or not self._tasks or len(self._pending) >= self._max_pending:
+            # What an owner has handled is never refused: it is bounded by itself, and ends work instead of adding some.
+            if self._stopping or not self._tasks or (unit.fence is None and self._is_full()):
                 self._refuse()
             self._store.ensure_free()
         except SkaldError as error:
@@ -71,6 +74,9 @@ class Committer:
             self._woken = True
             self._wake.set()
         return future
+
+    def _is_full(self) -> bool:
+        return len(self._pending) + self._busy >= self._max_pending
 
     def _refuse(self) -> None:
         if self._stopping or not self._tasks:
@@ -84,8 +90,11 @@ class Committer:
             # A defect; without this everybody would wait for ever.
             self._stopping = True
             for _, future in self._pending:
-                _settle(future, Stopped(f"the committer of {self._store.service} has failed; nothing was written"))
+                _settle(future, self._failed())
             raise
+
+    def _failed(self) -> Stopped:
+        return Stopped(f"the committer of {self._store.service} has ended; whether this was written is not known")
 
     async def _commit_all(self) -> None:
         while True:
@@ -139,9 +148,12 @@ class Committer:
             failpoints.hit("commit.before")
             outcomes = await self._store.commit([unit for unit, _ in group])
             failpoints.hit("commit.after")
-        except Exception as error:
+        except BaseException as error:
+            told = error if isinstance(error, Exception) else self._failed()
             for _, future in group:
-                _settle(future, error)
+                _settle(future, told)
+            if told is not error:
+                raise
             return
         busy = []
         for item, outcome in zip(group, outcomes, strict=True):
@@ -152,12 +164,19 @@ class Committer:
         # Where one open transaction keeps everybody out, they wait for the same thing and stay one group.
         together = self._store.features.exclusive_transactions
         for some in [busy] if busy and together else [[item] for item in busy]:
+            self._busy += len(some)
             task = asyncio.create_task(self._retry(some))
             self._patient.add(task)
             task.add_done_callback(self._patient.discard)
 
     async def _retry(self, items: list[_Pending]) -> None:
         """Tries busy units beside the groups, with growing pauses, until patience ends and the callers get ``Busy``."""
+        try:
+            await self._retry_until_settled(items)
+        finally:
+            self._busy -= len(items)
+
+    async def _retry_until_settled(self, items: list[_Pending]) -> None:
         loop = asyncio.get_running_loop()
         end, pause = loop.time() + self._patience, 0.01
         while items := [item for item in items if not item[1].done()]:
