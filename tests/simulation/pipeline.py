@@ -1,7 +1,8 @@
 """Three services for processes that are killed: source -> middle -> sink. Run by ``skald run``, or connected by a test.
 
 What a message does is said by its key, so that a test decides it and a restarted process does it again:
-``slow…`` sleeps, ``poison…`` kills its process, ``block…`` stops the event loop, ``flaky…`` fails at its first attempt.
+``slow…`` sleeps, ``poison…`` kills its process, ``block…`` stops the event loop unless it may have been handled before,
+``flaky…`` fails at its first attempt.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ async def act(key: str, attempt: Attempt, options: Options) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     if key.startswith("slow"):
         await asyncio.sleep(options.slow)  # sleep: a slow handler
-    if key.startswith("block"):
+    if key.startswith("block") and not attempt.unknown:
         time.sleep(options.block)  # sleep: a handler that blocks the event loop
     if key.startswith("flaky") and attempt.number == 1:
         raise ValueError("the first attempt fails")

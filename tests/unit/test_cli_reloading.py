@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 
 from skald.cli import reloading
-from skald.cli.reloading import Watch, all_files, imported_files
+from skald.cli.reloading import Watch, all_files, imported_files, times_of
 
 
 def test_imported_modules_below_the_folder_are_watched_and_installed_packages_are_not(
@@ -49,6 +49,16 @@ def test_a_change_a_deletion_and_a_new_migration_are_changes(tmp_path: Path) -> 
     other.unlink()
     (folder / "0001_a.sql").touch()
     assert watch.changed() == [str(other), str(folder / "0001_a.sql")]
+
+
+def test_a_change_while_the_program_was_imported_counts(tmp_path: Path) -> None:
+    code, other = tmp_path / "a.py", tmp_path / "not_imported.py"
+    code.touch()
+    other.touch()
+    before = times_of(all_files(tmp_path))
+    os.utime(code, ns=(1, 1))
+    os.utime(other, ns=(1, 1))
+    assert Watch([str(code)], before=before).changed() == [str(code)]
 
 
 async def test_it_waits_until_an_editor_has_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

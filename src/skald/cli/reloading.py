@@ -40,21 +40,28 @@ def _is_ours(file: Path, root: Path) -> bool:
     return path.is_relative_to(root) and not _FOREIGN.intersection(path.relative_to(root).parts)
 
 
-class Watch:
-    """``files`` are looked at, and every ``.sql`` file in the folders."""
+def times_of(files: Iterable[str]) -> Times:
+    """When each was changed last; 0 for one that is gone."""
+    times: Times = {}
+    for name in files:
+        try:
+            times[name] = os.stat(name).st_mtime_ns
+        except OSError:
+            times[name] = 0
+    return times
 
-    def __init__(self, files: Iterable[str], folders: Iterable[Path] = ()) -> None:
+
+class Watch:
+    """``files`` are looked at, and every ``.sql`` file in the folders. ``before`` are times from before the files were
+    read, so that a change while they were being imported counts too."""
+
+    def __init__(self, files: Iterable[str], folders: Iterable[Path] = (), before: Times | None = None) -> None:
         self._files, self._folders = sorted(set(files)), list(folders)
         self._times = self._look()
+        self._times.update({name: time for name, time in (before or {}).items() if name in self._times})
 
     def _look(self) -> Times:
-        times: Times = {}
-        for name in [*self._files, *(str(p) for folder in self._folders for p in folder.glob("*.sql"))]:
-            try:
-                times[name] = os.stat(name).st_mtime_ns
-            except OSError:
-                times[name] = 0
-        return times
+        return times_of([*self._files, *(str(p) for folder in self._folders for p in folder.glob("*.sql"))])
 
     def changed(self) -> list[str]:
         """The files that differ from the last look."""

@@ -19,7 +19,7 @@ from skald import operations
 from skald.app import App
 from skald.cli.application import AppName, BrokenProgram, Services, checked, load, named
 from skald.cli.output import note, plain, print_json
-from skald.cli.reloading import Watch, all_files, imported_files, start_again
+from skald.cli.reloading import Times, Watch, all_files, imported_files, start_again, times_of
 from skald.clock import to_rfc3339
 
 EXIT_LOST = 75
@@ -74,16 +74,17 @@ def dev(
 ) -> int:
     """Run every service in this process, after applying pending migrations; for development."""
     log_to_stderr(json)
+    files = times_of(all_files(Path.cwd())) if reload else {}
     try:
         application = checked(load(named(app)))
     except BrokenProgram as error:
         if not reload:
             raise
-        return _wait_for_a_mend(error)
+        return _wait_for_a_mend(error, files)
     names = operations.chosen(application)
     for name in names:
         log.info("%s keeps its data in %s", name, application.shown_url(name))
-    watch = _watch(application) if reload else None
+    watch = _watch(application, files) if reload else None
     end = on_loop(serve(application, names, migrate=True, watch=watch))
     application.discard_memory()
     if end is not End.STOPPED:
@@ -93,15 +94,15 @@ def dev(
     return 0
 
 
-def _watch(app: App) -> Watch:
+def _watch(app: App, before: Times) -> Watch:
     folders = [service.migrations for service in app.services.values() if service.migrations is not None]
-    return Watch(imported_files(Path.cwd()), folders)
+    return Watch(imported_files(Path.cwd()), folders, before)
 
 
-def _wait_for_a_mend(error: BrokenProgram) -> int:
+def _wait_for_a_mend(error: BrokenProgram, before: Times) -> int:
     note(f"skald: {plain(str(error))}")
     note("waiting for a change")
-    asyncio.run(_changes(Watch(all_files(Path.cwd()))))
+    asyncio.run(_changes(Watch(all_files(Path.cwd()), before=before)))
     start_again()
     return 0
 
