@@ -1,4 +1,4 @@
-"""Several processes of one service: shared lanes, clean hand-over, crashes, and processes that were stopped or blocked."""
+"""Several processes of one service: shared lanes, clean hand-over, crashes, processes that were stopped or blocked."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ async def test_a_stopped_process_that_wakes_up_breaks_nothing(store_url: str, tm
             zombie.send(signal.SIGCONT)
             await publish(app, 2, slow)
             assert await zombie.exit_code() == EXIT_LOST
-            await check_pipeline(app, dict.fromkeys(slow, 3))
+            await check_pipeline(app, dict.fromkeys(slow, 3), crew=crew)
             assert other.logged("its lease has run out")
 
 
@@ -100,7 +100,7 @@ async def test_a_blocked_loop_is_named_and_loses_its_lanes(store_url: str, tmp_p
             await publish(app, 1)
             assert await blocked.exit_code() == EXIT_LOST
             assert blocked.logged("in act")
-            await check_pipeline(app, {"block": 1, **dict.fromkeys(KEYS, 2)})
+            await check_pipeline(app, {"block": 1, **dict.fromkeys(KEYS, 2)}, crew=crew)
 
 
 async def _who_stalls(crew: Workers) -> object:
@@ -125,8 +125,7 @@ async def test_sixteen_processes_with_crashes_lose_and_double_nothing(store_url:
                 if n % 4 == 0:
                     victim = chance.choice(crew.all[:16])
                     victim.send(chance.choice([signal.SIGKILL, signal.SIGTERM]))
-            crew.restart_the_dead()
-            await check_pipeline(app, dict.fromkeys(keys, 20), {f"j{k}": 20 for k in range(4)})
+            await check_pipeline(app, dict.fromkeys(keys, 20), {f"j{k}": 20 for k in range(4)}, crew=crew)
 
 
 @pytest.fixture(autouse=True)

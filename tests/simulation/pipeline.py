@@ -2,7 +2,7 @@
 
 What a message does is said by its key, so that a test decides it and a restarted process does it again:
 ``slow…`` sleeps, ``poison…`` kills its process, ``block…`` stops the event loop unless it may have been handled before,
-``flaky…`` fails at its first attempt.
+``flaky…`` fails at its first attempt, ``behind…`` is delayed at its first message and kills at the second.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ class Options(msgspec.Struct, frozen=True):
     lanes: int = 8
     slow: float = 0.3
     block: float = 3.0
+    delayed: int = 3
+    """Delayed attempts, after two at once."""
 
 
 OPTIONS = msgspec.json.decode(os.environ.get("PIPELINE", "{}"), type=Options)
-RETRY = Retry(immediate=2, delays=(0.05,) * 3)
 
 
 def settings(options: Options) -> RuntimeSettings:
@@ -44,36 +45,40 @@ def settings(options: Options) -> RuntimeSettings:
 
 
 def build(url: str | None = None, options: Options = OPTIONS) -> App:
+    retry = Retry(immediate=2, delays=(0.05,) * options.delayed)
     source = Service("source", publishes=[Placed, Job])
     middle = Service("middle", migrations=MIGRATIONS, lanes=options.lanes)
     sink = Service("sink", migrations=MIGRATIONS, lanes=options.lanes)
 
-    @middle.on(Placed, retry=RETRY)
+    @middle.on(Placed, retry=retry)
     async def plain(event: Placed, attempt: Attempt) -> Made:
-        await act(event.key, attempt, options)
+        await act(event, attempt, options)
         return Made(event.key, event.n)
 
-    @middle.on(Placed, retry=RETRY)
+    @middle.on(Placed, retry=retry)
     async def table(event: Placed, tx: Transaction) -> None:
         await effect(tx, "table", f"{event.key}:{event.n}", event.key, event.n)
         if event.key.startswith("tx-poison"):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    @middle.queue(Job, retry=RETRY, workers=2)
+    @middle.queue(Job, retry=retry, workers=2)
     async def work(job: Job, tx: Transaction) -> None:
         await effect(tx, "work", f"{job.key}:{job.n}", f"{job.key}:{job.n}", 0)
         if job.key.startswith("poison"):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    @sink.on(Made, retry=RETRY)
+    @sink.on(Made, retry=retry)
     async def made(event: Made, tx: Transaction) -> None:
         await effect(tx, "made", f"{event.key}:{event.n}", event.key, event.n)
 
     return App(source, middle, sink, store=url, settings=settings(options))
 
 
-async def act(key: str, attempt: Attempt, options: Options) -> None:
-    if key.startswith("poison"):
+async def act(event: Placed, attempt: Attempt, options: Options) -> None:
+    key = event.key
+    if key.startswith("behind") and event.n == 0 and attempt.number <= 2:
+        raise ValueError("delayed, so that the next one waits")
+    if key.startswith("poison") or (key.startswith("behind") and event.n == 1):
         os.kill(os.getpid(), signal.SIGKILL)
     if key.startswith("slow"):
         await asyncio.sleep(options.slow)  # sleep: a slow handler

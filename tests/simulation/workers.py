@@ -43,12 +43,11 @@ class Worker:
         await eventually(check)
 
     async def exit_code(self) -> int:
-        async def check() -> tuple[int] | None | bool:
-            code = self.process.poll()
-            return False if code is None else (code,)
+        async def has_ended() -> bool:
+            return self.process.poll() is not None
 
-        found: tuple[int] = await eventually(check)
-        return found[0]
+        await eventually(has_ended)
+        return self.process.returncode
 
 
 class Workers:
@@ -118,8 +117,17 @@ async def is_done(app: App) -> bool:
     return True
 
 
-async def check_pipeline(app: App, expected: Mapping[str, int], jobs: Mapping[str, int] | None = None) -> None:
-    await eventually(lambda: is_done(app))
+async def check_pipeline(
+    app: App, expected: Mapping[str, int], jobs: Mapping[str, int] | None = None, *, crew: Workers | None = None
+) -> None:
+    """With ``crew``, whoever has died or lost its work is started again meanwhile."""
+
+    async def done() -> bool:
+        if crew is not None:
+            crew.restart_the_dead()
+        return await is_done(app)
+
+    await eventually(done)
     middle, sink = app.service("middle"), app.service("sink")
     check_effects(await effects(middle, "table"), dict(expected))
     check_effects(await effects(sink, "made"), dict(expected))

@@ -41,12 +41,15 @@ def folder_of(url: str) -> Path:
 
 def open_writer(path: Path) -> apsw.Connection:
     connection = apsw.Connection(str(path))
+    connection.set_busy_timeout(5_000)
     connection.execute("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA cache_size = -16000").fetchall()
     return connection
 
 
 def open_reader(path: Path) -> apsw.Connection:
-    return apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+    connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+    connection.set_busy_timeout(5_000)  # the last one to close the file keeps it to itself for a moment
+    return connection
 
 
 def rows_of(connection: apsw.Connection, sql: str, *values: Any) -> list[Row]:
