@@ -152,7 +152,7 @@ class BelowFloor(SkaldError):
     def __init__(self, origin: str, position: int, floor: int) -> None:
         super().__init__(
             f"{origin} keeps its log from position {floor} on, and {position} was asked for: "
-            f"start at the floor (skald subscriptions reset --to {floor}) or rebuild from a backup"
+            f"go on with what is left (skald subscriptions reset --origin {origin} --to here), or rebuild from a backup"
         )
         self.origin, self.position, self.floor = origin, position, floor
 

@@ -229,7 +229,7 @@ async def test_a_fork_stops_the_lane_and_a_reset_lets_it_go_on(store_url: str) -
         await stage.settled()
         view = await stage.only()
 
-    assert reset.message_id is not None
+    assert all(lane.message_id not in (None, "another") for lane in view.lanes)
     assert [lane.stopped for lane in view.lanes] == [None] * 4
     assert stage.done.items == [10]
 
@@ -252,6 +252,27 @@ async def test_only_the_stopped_lanes_are_moved_unless_all_are_meant(store_url: 
 
     reset = await operations.reset_subscription(stage.app, "sink", "source", 5, every_lane=True)
     assert {row["position"] for row in await rows_of(stage)} == {5}
+
+
+async def test_here_lets_each_lane_go_on_from_where_it_stands(store_url: str) -> None:
+    stage = Stage(store_url)
+    async with playing(stage.app):
+        await stage.publish(*range(10))
+        await stage.settled()
+    async with stage.app.connect("sink"), stage.sink.transaction() as tx:
+        await tx.execute("UPDATE skald_cursors SET position = 10 - lane, message_id = 'another', stopped = 'it forked'")
+    reset = await operations.reset_subscription(stage.app, "sink", "source", "here")
+    assert (reset.position, reset.lanes) == (7, [0, 1, 2, 3])
+    rows = await rows_of(stage)
+    assert [(row["position"], row["stopped"]) for row in rows] == [(10, None), (9, None), (8, None), (7, None)]
+    async with playing(stage.app):
+        await stage.settled()
+        assert all(row["stopped"] is None for row in await cursors(stage.sink))
+
+    async with stage.app.connect("sink"), stage.sink.transaction() as tx:
+        await tx.execute("UPDATE skald_cursors SET position = 11 WHERE lane = 3")
+    with pytest.raises(OperationRefused, match="ends at position 10, and 11 was asked for"):
+        await operations.reset_subscription(stage.app, "sink", "source", "here")
 
 
 async def rows_of(stage: Stage) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from skald import NEVER, App, ManualClock, Service, operations
-from skald.errors import StoreError
+from skald.errors import BelowFloor, StoreError
 from skald.message import Record, new_id, slot_of
 from skald.messaging import cursor
 from skald.messaging.consumer import ConsumerSettings
@@ -244,8 +244,15 @@ async def test_a_reader_below_the_floor_stops_by_name(store_url: str) -> None:
     async with playing(stage.app), occurrences() as seen:
         await seen.until(lambda items: len([i for i in items if isinstance(i, LaneStopped)]) == 4)
         rows = await cursor.lanes(stage.sink.store, "sink")
-    assert stage.done.items == []
-    assert all(row.stopped is not None and "keeps its log from position 4" in row.stopped for row in rows)
+        assert stage.done.items == []
+        assert all(row.stopped is not None and "keeps its log from position 4" in row.stopped for row in rows)
+
+        # And goes on with what is left, when somebody says so.
+        with pytest.raises(BelowFloor):
+            await operations.reset_subscription(stage.app, "sink", "source", 2)
+        await operations.reset_subscription(stage.app, "sink", "source", "here")
+        await stage.done.count(1)
+    assert stage.done.items == [("Placed", 4)]
 
 
 async def test_a_reader_at_a_deleted_message_stops_by_name(store_url: str) -> None:

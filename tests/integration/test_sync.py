@@ -213,6 +213,30 @@ def test_the_cause_of_the_calling_thread_is_carried_on(baskets: BlockingService)
     assert row == {"correlation_id": "correlation", "causation_id": cause.id}
 
 
+async def test_what_a_program_that_ends_at_once_has_published_is_heard_at_once(store_url: str) -> None:
+    """Readers poll every few seconds; a script must not have to wait for that."""
+    source, sink = Service("baskets", publishes=[Opened]), Service("sink")
+    heard = asyncio.Event()
+
+    @sink.on(Opened)
+    async def hear(event: Opened) -> None:
+        heard.set()
+
+    app = App(source, sink, store=store_url)
+    await app.migrate()
+
+    def script() -> None:
+        with skald.sync.connect(app, "baskets") as baskets:
+            baskets.publish(Opened("a"))
+
+    async with app.run("sink"), asyncio.timeout(4.5):
+        await asyncio.to_thread(script)
+        await heard.wait()
+        heard.clear()
+        await asyncio.to_thread(script)
+        await heard.wait()
+
+
 # --- the end ----------------------------------------------------------------------------------------------------------
 
 

@@ -291,7 +291,7 @@ def test_subscriptions_are_listed_in_short_and_by_lane(skald: Run, played: App) 
     assert [line.split() for line in lines[1:]] == [["payments", "orders", "0-1", "4", "0", "free"]]
     assert len(skald("subscriptions", "list", "--group", "payments", "--lanes").out.splitlines()) == 3
     reset = skald("subscriptions", "reset", "--group", "payments", "--origin", "orders", "--to", "1")
-    assert "payments reads orders behind position 1 now, in 2 lanes" in reset.out
+    assert "payments goes on with orders behind position 1 in 2 lanes" in reset.out
     assert "2 unfinished messages" in reset.out
 
 

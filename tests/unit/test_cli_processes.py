@@ -215,7 +215,7 @@ def test_development_migrates_runs_everything_and_starts_again_when_a_file_chang
         until(process.stderr, "changed: shop.py")
         until(process.stderr, "running: orders, billing")
 
-        shop.write("this is not Python\n")
+        shop.write("1 +\n")
         until(process.stderr, "shop cannot be imported: SyntaxError")
         shop.write(PROGRAM)
         until(process.stderr, "running: orders, payments")

@@ -115,16 +115,19 @@ def reset(
     Parameters
     ----------
     to
-        start (all that is left), now, a position (the next message is the one after it), or a time.
+        start (all that is left), now, here (where each lane stands), a position (the next message is the one after
+        it), or a time.
     all_lanes
         Move every lane, also those that are not stopped.
     """
-    place = moment(to, "start", "now")
+    place = moment(to, "start", "now", "here")
     done = ask(app, lambda app: operations.reset_subscription(app, group, origin, place, every_lane=all_lanes))
     if json:
         print_json(done)
         return 0
-    say(f"{group} reads {origin} behind position {done.position} now, in {_count(len(done.lanes), 'lane')}")
+    lanes = _count(len(done.lanes), "lane")
+    where = f"where each of {lanes} stands" if place == "here" else f"behind position {done.position} in {lanes}"
+    say(f"{group} goes on with {origin} {where}")
     if done.dropped:
         say(f"{_count(done.dropped, 'unfinished message')} behind that place will be read again")
     if done.kept:

@@ -33,7 +33,8 @@ from skald.store import Log, Store, Transaction
 
 _SQL = blocks("skald.operations", "subscriptions")
 Target = str | int | datetime
-"""``"start"``, ``"now"``, a position, or a time."""
+"""``"start"``, ``"now"``, ``"here"`` (where each lane stands), a position, or a time."""
+_WORDS = ("start", "now", "here")
 
 
 class LaneView(msgspec.Struct, frozen=True):
@@ -63,13 +64,12 @@ class SubscriptionView(msgspec.Struct, frozen=True):
 
 
 class Reset(msgspec.Struct, frozen=True):
-    """``kept``: lanes that were not stopped and stay where they are. ``dropped``: deliveries of messages that are read
-    again."""
+    """``position`` is the lowest of the lanes that were moved. ``kept``: lanes that were not stopped and stay where they
+    are. ``dropped``: deliveries of messages that are read again."""
 
     group: str
     origin: str
     position: int
-    message_id: str | None
     lanes: list[int]
     kept: list[int]
     dropped: int
@@ -139,25 +139,29 @@ async def reset_subscription(app: App, group: str, origin: str, to: Target, *, e
     """Sets a group's lanes to another place in an origin's log; what lies behind it is handled from there on.
 
     If some lanes are stopped, only those are moved (the others have gone on by themselves), unless ``every_lane``.
-    Raises ``BelowFloor`` for a place whose messages retention has deleted; ``"start"`` takes what is left.
+    Raises ``BelowFloor`` for a place whose messages retention has deleted; ``"start"`` and ``"here"`` take what is left.
     """
     subscription = subscription_of(app, group, origin)
+    if isinstance(to, str) and to not in _WORDS:
+        raise OperationRefused(f"{to!r} is neither start, now, here, a position, nor a time with its zone")
     async with opened_log(app, origin) as log, opened(app, group) as store:
-        place = await _target(log, subscription, to)
         rows = [row for row in await cursor.lanes(store, group) if row.origin == origin]
         if not rows:
             raise OperationRefused(
                 f"{group} has never read {origin}, so there is nothing to reset: where it begins is said by "
                 f"Service({group!r}, start=…)"
             )
-        moved = [row.lane for row in rows if row.stopped is not None]
-        if every_lane or not moved:
-            moved = [row.lane for row in rows]
-        dropped = await change(store, lambda tx: _move(tx, group, origin, moved, place))
-        await _require_readable(log, subscription, place)
+        stopped = [row for row in rows if row.stopped is not None]
+        wanted = rows if every_lane or not stopped else stopped
+        places = {row.lane: await _target(log, subscription, row.position if to == "here" else to) for row in wanted}
+        if to not in ("start", "here"):
+            _require_complete(subscription, places.values())
+        dropped = await change(store, lambda tx: _move(tx, group, origin, places))
         running = any(gone is None for _, gone in await members(store))
-    kept = [row.lane for row in rows if row.lane not in moved]
-    return Reset(group, origin, place.position, place.message_id, moved, kept, dropped, running)
+        # Retention may have gone on meanwhile, up to where the group stood before.
+        await _require_accepted(log, subscription, places.values())
+    kept = [row.lane for row in rows if row.lane not in places]
+    return Reset(group, origin, min(p.position for p in places.values()), list(places), kept, dropped, running)
 
 
 def subscription_of(app: App, group: str, origin: str) -> Subscription:
@@ -171,30 +175,30 @@ def subscription_of(app: App, group: str, origin: str) -> Subscription:
 
 
 async def _target(log: Log, subscription: Subscription, to: Target) -> Place:
-    origin = subscription.origin
-    if isinstance(to, str) and to not in ("start", "now"):
-        raise OperationRefused(f"{to!r} is neither 'start', 'now', a position, nor a time with its zone")
     end, _ = await log.end()
     if isinstance(to, int) and not 0 <= to <= end:
-        raise OperationRefused(f"the log of {origin} ends at position {end}, and {to} was asked for")
-    place = await starting_point(log, to, subscription.handlers)  # type: ignore[arg-type]
-    if place.accepted and to != "start":
-        raise BelowFloor(origin, place.position, place.accepted)
-    return place
+        raise OperationRefused(f"the log of {subscription.origin} ends at position {end}, and {to} was asked for")
+    return await starting_point(log, to, subscription.handlers)  # type: ignore[arg-type]
 
 
-async def _require_readable(log: Log, subscription: Subscription, place: Place) -> None:
-    """Also after the move: retention may have gone on meanwhile, up to where the group stood before."""
+def _require_complete(subscription: Subscription, places: Iterable[Place]) -> None:
+    for place in places:
+        if place.accepted:
+            raise BelowFloor(subscription.origin, place.position, place.accepted)
+
+
+async def _require_accepted(log: Log, subscription: Subscription, places: Iterable[Place]) -> None:
     floor = await log.floor(subscription.handlers)
-    if floor > max(place.position, place.accepted):
-        raise BelowFloor(subscription.origin, place.position, floor)
+    for place in places:
+        if floor > max(place.position, place.accepted):
+            raise BelowFloor(subscription.origin, place.position, floor)
 
 
-async def _move(tx: Transaction, group: str, origin: str, lanes: list[int], place: Place) -> int:
+async def _move(tx: Transaction, group: str, origin: str, places: dict[int, Place]) -> int:
     dropped = 0
-    for lane in lanes:
+    for lane, place in places.items():
         where = {"group": group, "origin": origin, "lane": lane}
         await tx.execute(_SQL["move"], position=place.position, message_id=place.message_id, **where)
         dropped += await tx.execute(_SQL["take_back"], position=place.position, **where)
-    await cursor.accept(tx, origin, place.accepted)
+    await cursor.accept(tx, origin, max(place.accepted for place in places.values()))
     return dropped

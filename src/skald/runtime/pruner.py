@@ -154,8 +154,8 @@ class Pruner:
             due = [row for row in due if row["position"] <= place]
             if due:
                 deleted += await self._delete(walk.table, due, before)
-            # What is dated in the future, by a wrong clock, is not waited for.
-            waits = waits or any(before <= row["time"] <= now and walk.concerns(row["type"]) for row in rows)
+            # What is dated far in the future, by a wrong clock, is not waited for.
+            waits = waits or any(before <= row["time"] <= now + _DAY and walk.concerns(row["type"]) for row in rows)
             if not waits:
                 walk.place = place
             elif not due and rows[-1]["time"] >= before:

@@ -16,6 +16,9 @@ from skald.stores.postgres.statements import quoted
 
 log = logging.getLogger("skald.postgres")
 
+LAST_RING = 1.0
+"""Seconds that closing waits for what was rung to be sent."""
+
 
 class Reader:
     """One connection, one statement at a time; opened at first use, and again after it was lost."""
@@ -56,6 +59,8 @@ class Doorbell:
         self._heard: dict[str, list[Callable[[], None]]] = {}
         self._rung: set[str] = set()
         self._changed = asyncio.Event()
+        self._sent = asyncio.Event()
+        self._sent.set()
         self._task: asyncio.Task[None] | None = None
 
     def listen(self, channel: str, heard: Callable[[], None]) -> Callable[[], None]:
@@ -71,9 +76,14 @@ class Doorbell:
     def ring(self, channel: str) -> None:
         # One in flight: what is rung meanwhile goes out together, once.
         self._rung.add(channel)
+        self._sent.clear()
         self._wake()
 
     async def close(self) -> None:
+        if self._task is not None and not self._sent.is_set():
+            # A program that publishes and ends at once would otherwise be heard at the readers' next poll only.
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._sent.wait(), LAST_RING)
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
@@ -112,6 +122,7 @@ class Doorbell:
                     self._call(channel)  # what was rung before we listened
                 while self._rung:
                     await connection.execute(f"NOTIFY {quoted(self._rung.pop())}")
+                self._sent.set()
             except Exception as error:
                 if not is_gone(error) and not connection.is_closed():
                     raise StoreError(f"the doorbell failed: {error}") from error
