@@ -224,7 +224,7 @@ async def test_a_fork_stops_the_lane_and_a_reset_lets_it_go_on(store_url: str) -
         await seen.until(lambda items: len([i for i in items if isinstance(i, LaneStopped)]) == 4)
         view = await stage.only()
         assert all(lane.stopped is not None and "has forked" in lane.stopped for lane in view.lanes)
-        reset = await operations.reset_subscription(stage.app, "sink", "source", 10)
+        await operations.reset_subscription(stage.app, "sink", "source", 10)
         await stage.done.count(1)
         await stage.settled()
         view = await stage.only()

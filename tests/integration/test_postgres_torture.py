@@ -73,7 +73,8 @@ class PostgresRig:
         """Cuts one connection of the service: a committer's, in the middle of whatever it does, or any other's."""
         await store.fetch(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() "
-            "AND pid <> pg_backend_pid() AND (application_name = :name OR application_name IN ('skald:reader', :tx)) ORDER BY random() LIMIT 2",
+            "AND pid <> pg_backend_pid() AND (application_name = :name OR application_name IN ('skald:reader', :tx)) "
+            "ORDER BY random() LIMIT 2",
             name=f"skald:{self.schema}",
             tx=f"skald:{self.schema}:tx",
         )

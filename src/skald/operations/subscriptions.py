@@ -64,8 +64,8 @@ class SubscriptionView(msgspec.Struct, frozen=True):
 
 
 class Reset(msgspec.Struct, frozen=True):
-    """``position`` is the lowest of the lanes that were moved. ``kept``: lanes that were not stopped and stay where they
-    are. ``dropped``: deliveries of messages that are read again."""
+    """``position`` is the lowest of the lanes that were moved. ``kept``: lanes that were not stopped and stay where
+    they are. ``dropped``: deliveries of messages that are read again."""
 
     group: str
     origin: str
@@ -139,7 +139,8 @@ async def reset_subscription(app: App, group: str, origin: str, to: Target, *, e
     """Sets a group's lanes to another place in an origin's log; what lies behind it is handled from there on.
 
     If some lanes are stopped, only those are moved (the others have gone on by themselves), unless ``every_lane``.
-    Raises ``BelowFloor`` for a place whose messages retention has deleted; ``"start"`` and ``"here"`` take what is left.
+    Raises ``BelowFloor`` for a place whose messages retention has deleted; ``"start"`` and ``"here"`` take what is
+    left.
     """
     subscription = subscription_of(app, group, origin)
     if isinstance(to, str) and to not in _WORDS:
