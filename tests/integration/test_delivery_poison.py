@@ -10,7 +10,7 @@ import pytest
 from skald import App
 from tests.simulation.conftest import store_url  # noqa: F401
 from tests.simulation.pipeline import Options, build
-from tests.simulation.stage import Placed, check_effects, deliveries, effects, eventually
+from tests.simulation.stage import Job, Placed, check_effects, deliveries, effects, eventually
 from tests.simulation.workers import Workers, workers
 
 OTHERS = [f"k{n}" for n in range(8)]
@@ -48,6 +48,21 @@ async def test_a_message_that_kills_is_parked_after_its_attempts(store_url: str,
             await _until(crew, app, parked=1, waiting=3 - first)
             rows = await effects(app.service("middle"), "table")
             check_effects([row for row in rows if row["key"] in OTHERS], dict.fromkeys(OTHERS, 4))
+
+
+async def test_work_that_kills_is_parked_and_its_neighbours_are_done(store_url: str, tmp_path: Path) -> None:  # noqa: F811
+    options = Options(lease=30.0, delayed=ATTEMPTS - 2, lanes=2)
+    app = build(store_url, options)
+    await app.migrate()
+    with workers(tmp_path, store_url, options) as crew:
+        async with app.connect():
+            await app.service("source").publish(Job("a", 0), Job("poison", 0), Job("b", 0), Job("c", 0))
+            crew.start("middle")
+            await _until(crew, app, parked=1, waiting=0)
+            (parked,) = await deliveries(app.service("middle"))
+            assert (parked["key"], parked["attempts"]) == ("poison", ATTEMPTS)
+            rows = await effects(app.service("middle"), "work")
+            assert sorted(row["id"] for row in rows) == ["a:0", "b:0", "c:0"]
 
 
 async def _until(crew: Workers, app: App, *, parked: int, waiting: int) -> int:

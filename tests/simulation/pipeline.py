@@ -45,6 +45,7 @@ def settings(options: Options) -> RuntimeSettings:
 
 
 def build(url: str | None = None, options: Options = OPTIONS) -> App:
+    failed: set[tuple[str, int]] = set()
     retry = Retry(immediate=2, delays=(0.05,) * options.delayed)
     source = Service("source", publishes=[Placed, Job])
     middle = Service("middle", migrations=MIGRATIONS, lanes=options.lanes)
@@ -58,6 +59,9 @@ def build(url: str | None = None, options: Options = OPTIONS) -> App:
     @middle.on(Placed, retry=retry)
     async def table(event: Placed, tx: Transaction) -> None:
         await effect(tx, "table", f"{event.key}:{event.n}", event.key, event.n)
+        if event.key.startswith("tx-flaky") and (event.key, event.n) not in failed:
+            failed.add((event.key, event.n))
+            raise ValueError("the first attempt of this process fails")
         if event.key.startswith("tx-poison"):
             os.kill(os.getpid(), signal.SIGKILL)
 

@@ -153,6 +153,26 @@ async def test_work_does_not_wait_for_its_neighbours_of_the_same_key(store_url: 
         await seen.count(4)
 
 
+async def test_no_more_is_begun_than_there_are_workers(store_url: str) -> None:
+    source, sink = two_services()
+    running, most, seen = 0, 0, Seen[int]()
+
+    @sink.queue(Job, workers=3)
+    async def work(job: Job) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        running -= 1
+        seen.note(job.n)
+
+    async with playing(App(source, sink, store=store_url, settings=QUICK)):
+        await source.publish(*(Job(f"k{n}", n) for n in range(40)))
+        await seen.count(40)
+    assert most == 3
+
+
 async def test_new_work_is_begun_without_waiting_for_a_poll(store_url: str) -> None:
     source, sink = two_services()
     seen: Seen[int] = Seen()
@@ -175,9 +195,9 @@ async def test_a_claim_whose_reply_was_lost_is_found_again(store_url: str, monke
     seen: Seen[int] = Seen()
     claim, lost = parking.claim_work, 0
 
-    async def loses_replies(*args: object) -> object:
+    async def loses_replies(*args: Any, **options: Any) -> object:
         nonlocal lost
-        found = await claim(*args)  # type: ignore[arg-type]
+        found = await claim(*args, **options)
         if found and lost < 2:
             lost += 1
             raise StoreUnavailable("the reply was lost")

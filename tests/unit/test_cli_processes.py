@@ -181,6 +181,22 @@ def test_running_services_stop_in_order(shop: Shop, number: signal.Signals) -> N
     assert {lane["owner"] for view in free for lane in view["lanes"]} == {None}
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_a_process_that_waits_for_its_handlers(shop: Shop, number: signal.Signals) -> None:
+    stuck = (
+        "async def charge(event: Placed) -> None:\n    print('stuck', file=sys.stderr)\n    await asyncio.sleep(100)"
+    )
+    shop.write("import asyncio, sys\n" + PROGRAM.replace("async def charge(event: Placed) -> None: ...", stuck))
+    shop.fill(1)
+    with shop.started("run", "--service", "payments") as process:
+        assert process.stderr is not None
+        until(process.stderr, "stuck")
+        process.send_signal(number)
+        until(process.stderr, "stopping")
+        process.send_signal(number)
+        assert process.wait(10) in (-number, 130)
+
+
 def test_a_process_that_was_taken_over_from_says_so_by_its_status(shop: Shop) -> None:
     steal = (
         "import asyncio\n"

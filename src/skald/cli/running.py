@@ -54,8 +54,10 @@ def run(
     log_to_stderr(json)
     application = load(named(app))
     names = operations.chosen(application, service or ())
-    end = on_loop(serve(application, names, migrate=migrate))
-    application.discard_memory()
+    try:
+        end = on_loop(serve(application, names, migrate=migrate))
+    finally:
+        application.discard_memory()
     if json:
         print_json({"services": names, "end": end.value})
     return EXIT_LOST if end is End.LOST else 0
@@ -85,8 +87,10 @@ def dev(
     for name in names:
         log.info("%s keeps its data in %s", name, application.shown_url(name))
     watch = _watch(application, files) if reload else None
-    end = on_loop(serve(application, names, migrate=True, watch=watch))
-    application.discard_memory()
+    try:
+        end = on_loop(serve(application, names, migrate=True, watch=watch))
+    finally:
+        application.discard_memory()
     if end is not End.STOPPED:
         start_again()
     if json:
@@ -121,6 +125,7 @@ async def serve(app: App, names: Sequence[str], *, migrate: bool, watch: Watch |
         # The next one ends the process at once, for whoever has no patience.
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
+        log.info("stopping: what runs is finished first; a second signal ends it")
         stop.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):

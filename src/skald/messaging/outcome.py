@@ -77,8 +77,10 @@ def describe(error: BaseException) -> str:
     return text.encode("utf-8", "replace").decode().replace("\0", "\\0")[:MAX_ERROR]
 
 
-ENDED = "its process ended"
+ENDED = ProcessEnded.__name__
 """The error of a queue's delivery whose last attempt ended with its process, until that has been decided on."""
+SUSPICIOUS = f"{ENDED}%"
+"""The pattern of this error, before and after."""
 HANDED_OVER = "HandedOver: it was cancelled, because its process gave up the lane"
 """The error of a delivery whose last attempt does not count, and has no known outcome."""
 

@@ -8,7 +8,7 @@ import msgspec
 
 from skald import failpoints
 from skald.message import Record
-from skald.messaging.outcome import LaneState
+from skald.messaging.outcome import SUSPICIOUS, LaneState
 from skald.sql import blocks
 from skald.store import Store
 from skald.unit import Delivery, DeliveryState, Unit
@@ -24,16 +24,14 @@ class Head(msgspec.Struct, frozen=True):
     position: int
     key: str
     state: DeliveryState
+    attempts: int
     due: int
 
 
 async def heads(store: Store, group: str, origin: str) -> list[Head]:
     """Of all keys of an origin that have deliveries, in whatever lane."""
     rows = await store.fetch(_SQL["heads"], group=group, origin=origin)
-    return [
-        Head(row["handler"], row["lane"], row["position"], row["aggregateid"], DeliveryState(row["state"]), row["due"])
-        for row in rows
-    ]
+    return [msgspec.convert(row, Head) for row in rows]
 
 
 async def head(store: Store, lane: LaneState, handler: str, key: str) -> Delivery | None:
@@ -44,16 +42,20 @@ async def head(store: Store, lane: LaneState, handler: str, key: str) -> Deliver
     return from_row(lane.group, rows[0]) if rows else None
 
 
-async def claim_work(store: Store, group: str, handler: str, owner: str, limit: int) -> list[Delivery]:
+async def claim_work(
+    store: Store, group: str, handler: str, owner: str, limit: int, *, suspects: bool = False
+) -> list[Delivery]:
     """Takes due work of a queue, the highest priority first; nobody else gets it while this owner lives.
 
-    Raises ``Fenced`` if this owner has been taken over: what it took now, nobody would free again.
+    ``suspects``: what ended with its process at its last attempt, instead of everything else. Raises ``Fenced`` if
+    this owner has been taken over: what it took now, nobody would free again.
     """
     sql = _SQL["claim_work"].format(for_update=store.features.for_update)
     async with store.transaction() as tx:
         await tx.apply(Unit(fence=owner))
         now = await tx.now()
-        rows = await tx.fetch(sql, group=group, handler=handler, owner=owner, now=now, limit=limit)
+        which = {"suspicious": SUSPICIOUS, "suspects": int(suspects)}
+        rows = await tx.fetch(sql, group=group, handler=handler, owner=owner, now=now, limit=limit, **which)
     if rows:
         failpoints.hit("work.claimed")
     claimed = [from_row(group, row) for row in rows]
@@ -66,11 +68,10 @@ async def owned_work(store: Store, group: str, handler: str, owner: str) -> list
     return [from_row(group, row) for row in rows]
 
 
-async def next_work(store: Store, group: str, handler: str) -> int | None:
-    """When the next unclaimed work of a queue is due; ``None`` if there is none."""
-    rows = await store.fetch(_SQL["next_work"], group=group, handler=handler)
-    due: int | None = rows[0]["due"]
-    return due
+async def next_work(store: Store, group: str, handler: str) -> tuple[int | None, bool]:
+    """When the next unclaimed work of a queue is due (``None`` if there is none), and whether there are suspects."""
+    rows = await store.fetch(_SQL["next_work"], group=group, handler=handler, suspicious=SUSPICIOUS)
+    return rows[0]["due"], bool(rows[0]["suspects"])
 
 
 def from_row(group: str, row: dict[str, Any]) -> Delivery:

@@ -61,6 +61,9 @@ class Redelivery:
         self._group, self._origin = group, origin
         self._handlers, self._lanes, self._wake = handlers, lanes, wake
         self._due: list[tuple[int, int, Key]] = []
+        self._suspects: list[tuple[int, Key]] = []
+        """Keys whose heads have ended with their processes more than once; tried one at a time."""
+        self._suspect: Key | None = None
         self._active: dict[Key, tuple[int, asyncio.Task[None]]] = {}
         self._ended: deque[_Ended] = deque()
         self._fenced: Fenced | None = None
@@ -78,6 +81,7 @@ class Redelivery:
         by_number = {lane.lane: lane for lane in lanes}
         self._due = [entry for entry in self._due if entry[1] not in by_number]
         heapq.heapify(self._due)
+        self._suspects = [entry for entry in self._suspects if entry[0] not in by_number]
         for lane in lanes:
             # What still runs blocks its key until its end is settled.
             lane.blocked = {key for key, (number, _) in self._active.items() if number == lane.lane}
@@ -89,7 +93,9 @@ class Redelivery:
                     self._remember(head, key)
 
     def _remember(self, head: Head, key: Key) -> None:
-        if head.state is not DeliveryState.PARKED:
+        if head.state is DeliveryState.RUNNING and head.attempts > 1:
+            self._suspects.append((head.lane, key))
+        elif head.state is not DeliveryState.PARKED:
             self._schedule(head.due if head.state is DeliveryState.DELAYED else 0, head.lane, key)
 
     def _schedule(self, due: int, lane: int, key: Key) -> None:
@@ -121,11 +127,18 @@ class Redelivery:
         now = self._clock.now()
         while self._due and self._due[0][0] <= now:
             _, number, key = heapq.heappop(self._due)
-            lane = self._lanes.get(number)
-            if lane is not None and key not in self._active:
-                self._start(number, key, self._deliver_head(lane, key))
-                moved = True
+            moved = self._begin(number, key) or moved
+        while self._suspects and self._suspect not in self._active:
+            number, self._suspect = self._suspects.pop(0)
+            moved = self._begin(number, self._suspect) or moved
         return moved
+
+    def _begin(self, number: int, key: Key) -> bool:
+        lane = self._lanes.get(number)
+        if lane is None or key in self._active:
+            return False
+        self._start(number, key, self._deliver_head(lane, key))
+        return True
 
     async def _follow_up(self, lane: LaneState, key: Key, not_before: int) -> None:
         if key in self._active:

@@ -1,4 +1,8 @@
-"""Works on one queue: takes due work by priority, beside any number of other processes, and deletes what is done."""
+"""Works on one queue: takes due work by priority, beside any number of other processes, and deletes what is done.
+
+A process that dies counts an attempt for everything it was working on. So what has died with its process once is tried
+again alone: if it was the cause, nobody else pays for it the next time.
+"""
 
 from __future__ import annotations
 
@@ -48,6 +52,9 @@ class Worker:
         self._active: dict[Place, asyncio.Task[None]] = {}
         self._wake = asyncio.Event()
         self._stopping = False
+        self._draining = True
+        """Nothing new is begun until the suspects have been tried."""
+        self._look_again_at = 0.0
         self._uncertain = False
         """What was taken last may be ours without our knowing."""
         assert handler.queue is not None
@@ -83,11 +90,15 @@ class Worker:
         found = []
         if self._uncertain:
             found = await parking.owned_work(self._store, self._group, self._handler.name, self._owner)
+        await self._look_for_suspects()
+        if self._draining and self._active:
+            return False
         self._uncertain = True
-        if len(found) < free:
-            found += await parking.claim_work(
-                self._store, self._group, self._handler.name, self._owner, free - len(found)
-            )
+        if self._draining:
+            found += await self._claim(1, suspects=True)
+            self._draining = bool(found)
+        if not self._draining and len(found) < free:
+            found += await self._claim(free - len(found), suspects=False)
         self._uncertain = False
         begun = False
         for delivery in found:
@@ -97,10 +108,21 @@ class Worker:
                 self._active[place] = asyncio.create_task(self._work(place, delivery))
         return begun
 
+    async def _claim(self, limit: int, *, suspects: bool) -> list[Delivery]:
+        return await parking.claim_work(
+            self._store, self._group, self._handler.name, self._owner, limit, suspects=suspects
+        )
+
+    async def _look_for_suspects(self) -> None:
+        now = asyncio.get_running_loop().time()
+        if not self._draining and now >= self._look_again_at:
+            self._look_again_at = now + self._poll
+            _, self._draining = await parking.next_work(self._store, self._group, self._handler.name)
+
     async def _sleep(self) -> None:
         seconds = self._poll
-        if len(self._active) < self._seats:
-            due = await parking.next_work(self._store, self._group, self._handler.name)
+        if len(self._active) < self._seats and not (self._draining and self._active):
+            due, self._draining = await parking.next_work(self._store, self._group, self._handler.name)
             if due is not None:
                 seconds = min(seconds, max(0.01, (due - self._clock.now()) / 1e6))
         await self._until_woken(seconds)

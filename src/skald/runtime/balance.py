@@ -135,6 +135,7 @@ class Balance:
 
     async def _share(self) -> bool:
         """True if somebody else still has a lane that should be ours."""
+        before = {(c.origin, number): lane.position for c in self._consumers for number, lane in c.lanes.items()}
         rows = await cursor.lanes(self._store, self._group)
         check_lanes(self._group, rows, self._subscriptions)
         origins = {consumer.origin: consumer for consumer in self._consumers}
@@ -143,7 +144,9 @@ class Balance:
         mine = assigned(ids, self._me, [(row.origin, row.lane) for row in rows])
         for consumer in self._consumers:
             own = [row for row in rows if row.origin == consumer.origin and row.owner == self._me]
-            consumer.refresh({row.lane: row.version for row in own})
+            # One that stands further back than it did: this service's own database was restored.
+            kept = [row for row in own if row.position >= before.get((row.origin, row.lane), 0)]
+            consumer.refresh({row.lane: row.version for row in kept})
             for lane in consumer.lanes:
                 if (consumer.origin, lane) not in mine:
                     self._give_up(consumer, lane)

@@ -120,6 +120,20 @@ class LogConformance:
             await tx.execute("UPDATE skald_meta SET value = '41' WHERE key = 'floor'")
         assert await store.log.floor() == 41
 
+    async def test_each_type_has_a_floor_of_its_own(self, store: Store) -> None:
+        async with store.transaction() as tx:
+            for key, value in [("floor:A", "7"), ("floor:B", "12"), ("floor", "12")]:
+                await tx.execute(
+                    "INSERT INTO skald_meta (key, value) VALUES (:key, :value) "
+                    "ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+                    key=key,
+                    value=value,
+                )
+        assert await store.log.floor(["A", "unknown"]) == 7
+        assert await store.log.floor(["A", "B"]) == 12
+        assert await store.log.floor(["unknown"]) == 0
+        assert await store.log.floor([]) == 0
+
     async def test_positions_are_not_drawn_twice_after_the_end_was_deleted(self, store: Store) -> None:
         [before] = await commit(store, plain(3))
         async with store.transaction() as tx:

@@ -38,6 +38,17 @@ class SchemaConformance:
         await store.close()
         assert await store.pending_migrations()
 
+    async def test_a_healthy_store_has_no_errors_and_nothing_to_tidy(self, new_handle: NewHandle) -> None:
+        store = new_handle()
+        await store.diagnose()  # also before there is anything
+        await store.migrate()
+        assert [finding for finding in await store.diagnose() if finding.level == "error"] == []
+        await store.open()
+        await store.commit([plain()])
+        assert [finding for finding in await store.diagnose() if finding.level == "error"] == []
+        assert await store.tidy() == 0
+        await store.close()
+
     async def test_closing_is_legal_at_any_time_and_twice(self, new_handle: NewHandle) -> None:
         store = new_handle()
         await store.close()

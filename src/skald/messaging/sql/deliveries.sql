@@ -1,7 +1,7 @@
 -- Portable SQL on the deliveries: messages taken over and not finished.
 
 -- name: heads
-SELECT d.handler, d.lane, d.position, d.aggregateid, d.state, d.due
+SELECT d.handler, d.lane, d.position, d.aggregateid AS key, d.state, d.attempts, d.due
 FROM skald_deliveries d
 JOIN (
     SELECT handler, aggregateid, min(position) AS position
@@ -21,15 +21,19 @@ WHERE group_name = :group AND handler = :handler AND origin = :origin AND lane =
 ORDER BY position
 LIMIT 1
 
+-- Materialized: as a mere subquery, PostgreSQL runs the SELECT again and again, and takes more than the limit.
 -- name: claim_work
-UPDATE skald_deliveries SET owner = :owner
-WHERE owner IS NULL AND group_name = :group AND (handler, origin, position) IN (
+WITH chosen AS MATERIALIZED (
     SELECT handler, origin, position
     FROM skald_deliveries
     WHERE group_name = :group AND handler = :handler AND state = 'queued' AND owner IS NULL AND due <= :now
+      AND CASE WHEN error LIKE :suspicious THEN 1 ELSE 0 END = :suspects
     ORDER BY priority DESC, due, position
     LIMIT :limit {for_update}
 )
+UPDATE skald_deliveries SET owner = :owner
+WHERE owner IS NULL AND group_name = :group
+  AND (handler, origin, position) IN (SELECT handler, origin, position FROM chosen)
 RETURNING handler, origin, lane, state, attempts, due, error, owner, position, CAST(id AS TEXT) AS id, aggregatetype,
           aggregateid, slot, type, version, time, correlation_id, causation_id, traceparent, payload, priority, delay
 
@@ -40,6 +44,6 @@ FROM skald_deliveries
 WHERE group_name = :group AND handler = :handler AND state = 'queued' AND owner = :owner
 
 -- name: next_work
-SELECT min(due) AS due
+SELECT min(due) AS due, coalesce(sum(CASE WHEN error LIKE :suspicious THEN 1 ELSE 0 END), 0) AS suspects
 FROM skald_deliveries
 WHERE group_name = :group AND handler = :handler AND state = 'queued' AND owner IS NULL

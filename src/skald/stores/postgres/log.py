@@ -30,6 +30,8 @@ class PostgresLog:
         self._sql = statements("log", schema)
         self._shared: Shared | None = None
         self._mark = 0
+        self._session = 0
+        """The connection that the mark was taken on."""
         self._channel = f"skald_{schema}"[:63]
 
     async def open(self) -> None:
@@ -55,7 +57,8 @@ class PostgresLog:
         self, position: int, limit: int, *, types: Collection[str] | None = None, upto: int | None = None
     ) -> list[Record]:
         # What was below the mark once stays readable: while catching up, one mark serves many reads.
-        known = self._mark >= position + limit or (upto is not None and self._mark >= upto)
+        far = self._mark >= position + limit or (upto is not None and self._mark >= upto)
+        known = far and self._is_current()
         if not known:
             await self._raise_mark()
         found = await self._read(position, limit, types, upto)
@@ -63,7 +66,14 @@ class PostgresLog:
             # There were gaps, so the old mark was not as far away as it seemed.
             await self._raise_mark()
             found = await self._read(position, limit, types, upto)
+        while not self._is_current():
+            await self._raise_mark()
+            found = await self._read(position, limit, types, upto)
         return found
+
+    def _is_current(self) -> bool:
+        """Whether the mark was taken on the present connection: a database that was restored has another one."""
+        return self._session == self._opened().reader.session
 
     async def _read(self, position: int, limit: int, types: Collection[str] | None, upto: int | None) -> list[Record]:
         last = self._mark if upto is None else min(self._mark, upto)
@@ -116,7 +126,10 @@ class PostgresLog:
 
     async def _raise_mark(self) -> None:
         drawn, announced = (await self._fetch("mark"))[0]
-        # Two reads may overtake each other; the mark never falls.
+        if not self._is_current() or drawn < self._mark:
+            # What is readable now may be less than what was: the history of a restored database ends earlier.
+            self._mark, self._session = 0, self._opened().reader.session
+        # An announcement may appear a little below what was readable before; otherwise the mark never falls.
         self._mark = max(self._mark, drawn if announced is None else min(drawn, announced))
 
     async def _fetch(self, name: str, *values: Any) -> list[Any]:

@@ -27,6 +27,8 @@ class Reader:
         self._url = url
         self._lock = asyncio.Lock()
         self._connection: Connection | None = None
+        self.session = 0
+        """Rises with each connection: behind the next one there may be another server, or restored data."""
 
     async def fetch(self, sql: str, *values: Any) -> list[Any]:
         async with self._lock:
@@ -35,6 +37,7 @@ class Reader:
                 # Sequential scans off: a plan made while the log was empty must stay right when it is full.
                 settings = {"jit": "off", "enable_seqscan": "off", "plan_cache_mode": "force_generic_plan"}
                 self._connection = await connect(self._url, "reader", settings=settings, timeout=30)
+                self.session += 1
             assert self._connection is not None
             try:
                 return await self._connection.fetch(sql, *values)  # type: ignore[no-any-return]

@@ -32,6 +32,8 @@ def _wal(path: Path) -> Iterator[Finding]:
         size = Path(f"{path}-wal").stat().st_size
     except OSError:
         return
+    if not size:
+        return
     text = f"the WAL of {path} has {size >> 20} MiB" if size >> 20 else f"the WAL of {path} has {size >> 10} KiB"
     if size > LARGE_WAL:
         remedy = "some process holds a read transaction open for long, so that it cannot be truncated: end it"

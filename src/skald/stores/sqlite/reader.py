@@ -25,7 +25,8 @@ class Reader:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._connection: apsw.Connection | None = None
-        self._file: Identity | None = None
+        self._shm = f"{path}-shm"
+        self._files: tuple[Identity | None, Identity | None] = None, None
         self._is_open = False
 
     def open(self) -> None:
@@ -75,8 +76,8 @@ class Reader:
         if not self._is_open:
             raise StoreUnavailable(f"{self._path} is not open: await open() first")
         file = identity(self._path)
-        if self._connection is None or file != self._file:
-            # Restored or copied over: the old file would be read for ever, and the fork never be seen.
+        if self._connection is None or (file, identity(self._shm)) != self._files:
+            # Restored or copied over: the old file, or its WAL, would be read for ever, and the fork never be seen.
             self.reset()
             self._connect(file)
         assert self._connection is not None
@@ -92,7 +93,7 @@ class Reader:
                 raise StoreUnavailable(f"{self._path} has no log (yet): its service has to run `skald migrate` first")
         except apsw.Error as error:
             raise translate(error, self._path) from error
-        self._connection, self._file = connection, file
+        self._connection, self._files = connection, (file, identity(self._shm))
 
     def _failed(self, error: apsw.Error) -> Exception:
         if isinstance(error, DEVICE):
