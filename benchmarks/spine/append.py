@@ -1,8 +1,8 @@
 """Append: one event per unit from 100 concurrent callers, beside a bare grouped insert of 100 rows per transaction.
 
 Both write the same columns of the same migrated tables, and both wait for the disk. The bare rows are made before the
-clock starts, and so are the records of the units; *publish* is the same with drafting, encoding and checking each
-message included, and has no bar.
+clock starts, and so are the records of the units. Without a bar stand *streams* (each event begins a stream, whose
+expected version is compared) and *publish* (drafting, encoding and checking each message included).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def measure(place: Place, sizes: Sizes) -> list[Figure]:
             "bare": partial(bare, _bare(start, place, urls[0], False), seconds),
             "one": partial(appended, _appenders(start, 1, "append"), urls[1], seconds),
             "four": partial(appended, _appenders(start, PROCESSES, "append"), urls[1], seconds),
-            "four times": partial(appended, _appenders(start, PROCESSES, "append", CALLERS), urls[1], seconds),
+            "shared": partial(appended, _appenders(start, PROCESSES, "append", CALLERS // 4), urls[1], seconds),
             "bare streams": partial(bare, _bare(start, place, urls[2], True), seconds),
             "streams": partial(appended, _appenders(start, 1, "streams"), urls[1], seconds),
             "publish": partial(appended, _appenders(start, 1, "publish"), urls[1], seconds),
@@ -40,12 +40,10 @@ def measure(place: Place, sizes: Sizes) -> list[Figure]:
     name, unit = place.name, "events/s"
     return [
         at_least(f"append {name}", middle(found["one"], found["bare"]), unit, 0.5),
-        at_least(f"append to new streams {name}", middle(found["streams"], found["bare streams"]), unit, 0.5),
+        at_least(f"append to new streams {name}", middle(found["streams"], found["bare streams"]), unit, None),
         at_least(f"append, published as messages {name}", middle(found["publish"], found["bare"]), unit, None),
         at_least(f"append by 4 processes, beside one {name}", middle(found["four"], found["one"]), unit, 1.0),
-        at_least(
-            f"append by 4 x 100 callers, beside one {name}", middle(found["four times"], found["one"]), unit, None
-        ),
+        at_least(f"append by 4 x 25 callers, beside one {name}", middle(found["shared"], found["one"]), unit, None),
     ]
 
 
@@ -60,10 +58,10 @@ def _bare(start: Children, place: Place, url: str, streams: bool) -> Child:
     return start(f"benchmarks.spine.limits.{place.name}_tables:append", url=url, streams=streams)
 
 
-def _appenders(start: Children, processes: int, kind: str, callers: int | None = None) -> list[Child]:
-    """Processes that share the 100 callers, or have so many each."""
-    target, each = "benchmarks.spine.children:append", callers or CALLERS // processes
-    return [start(target, callers=each, kind=kind, name=f"order-{n}") for n in range(processes)]
+def _appenders(start: Children, processes: int, kind: str, callers: int = CALLERS) -> list[Child]:
+    """Processes with so many callers each."""
+    target = "benchmarks.spine.children:append"
+    return [start(target, callers=callers, kind=kind, name=f"order-{n}") for n in range(processes)]
 
 
 def bare(child: Child, seconds: float) -> float:

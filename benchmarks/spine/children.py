@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from itertools import count as numbers
+from itertools import count
 
 from benchmarks.harness.child import Channel
 from benchmarks.harness.rounds import percentiles
@@ -60,18 +60,21 @@ def _prepared(publisher: Publisher, name: str) -> list[Record]:
 
 
 async def _call_for(act: Callable[[int], Awaitable[object]], seconds: float, callers: int) -> int:
-    end, number, called = time.monotonic() + seconds, numbers(), 0
+    loop, numbers, running = asyncio.get_running_loop(), count(), True
+
+    def stop() -> None:
+        nonlocal running
+        running = False
 
     async def caller() -> None:
-        nonlocal called
-        while time.monotonic() < end:
-            await act(next(number))
-            called += 1
+        while running:
+            await act(next(numbers))
 
+    loop.call_later(seconds, stop)
     async with asyncio.TaskGroup() as group:
         for _ in range(callers):
             group.create_task(caller())
-    return called
+    return next(numbers)
 
 
 async def produce(channel: Channel, url: str, count: int, per_second: float | None = None) -> None:

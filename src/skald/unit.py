@@ -11,6 +11,7 @@ outcome is the ``Rejection`` that says which.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 
 import msgspec
@@ -21,7 +22,7 @@ NEW = 0
 """Expected version of a stream that must not exist yet."""
 
 
-class Append(msgspec.Struct, frozen=True):
+class Append(msgspec.Struct, frozen=True, gc=False):
     """Events for one stream. ``expected`` is the version before them, ``NEW`` for none, ``None`` for any."""
 
     stream: str
@@ -29,7 +30,7 @@ class Append(msgspec.Struct, frozen=True):
     expected: int | None = None
 
 
-class Tag(msgspec.Struct, frozen=True):
+class Tag(msgspec.Struct, frozen=True, gc=False):
     """One tag of a dynamic consistency boundary: compared if ``expected`` is given, raised by one if ``bump``.
 
     Reading under a tag returns its version with the events; an append that was decided on them names every tag it
@@ -41,7 +42,7 @@ class Tag(msgspec.Struct, frozen=True):
     bump: bool = False
 
 
-class CursorMove(msgspec.Struct, frozen=True):
+class CursorMove(msgspec.Struct, frozen=True, gc=False):
     """Moves a lane's cursor by compare-and-swap: the move happens only from exactly ``position`` and ``version``.
 
     ``to_id`` is the id of the message at ``to_position``; the next reader compares it, and so sees a fork.
@@ -65,7 +66,7 @@ class DeliveryState(StrEnum):
     QUEUED = "queued"  # work of a queue: competing workers, no order by key
 
 
-class Delivery(msgspec.Struct, frozen=True):
+class Delivery(msgspec.Struct, frozen=True, gc=False):
     """A message that one handler has taken responsibility for without having finished it, copied in whole."""
 
     group: str
@@ -80,7 +81,7 @@ class Delivery(msgspec.Struct, frozen=True):
     owner: str | None = None
 
 
-class Resolve(msgspec.Struct, frozen=True):
+class Resolve(msgspec.Struct, frozen=True, gc=False):
     """Deletes a delivery; if it is gone (or, with ``owner``, somebody else's) the unit is rejected."""
 
     group: str
@@ -90,7 +91,7 @@ class Resolve(msgspec.Struct, frozen=True):
     owner: str | None = None
 
 
-class Unit(msgspec.Struct, frozen=True, kw_only=True):
+class Unit(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The writes: ``events`` (facts in no stream), ``appends``, ``messages`` (commands, replies), deliveries, a cursor.
 
     ``deliveries`` are written whole: one that exists already is replaced.
@@ -110,10 +111,10 @@ class Unit(msgspec.Struct, frozen=True, kw_only=True):
         """Whether it has any keys."""
         return bool(self.appends or self.tags or self.resolves) or self.cursor is not None
 
-    def keys(self) -> list[str]:
+    def keys(self) -> Sequence[str]:
         """The keys that this unit is guarded by; a group holds one unit per key."""
-        if not self.guarded:
-            return []
+        if not (self.appends or self.tags or self.resolves or self.cursor):
+            return ()
         keys = [f"stream:{append.stream}" for append in self.appends]
         keys += [f"tag:{tag.tag}" for tag in self.tags]
         if self.cursor is not None:
@@ -122,7 +123,7 @@ class Unit(msgspec.Struct, frozen=True, kw_only=True):
         return keys
 
 
-class Committed(msgspec.Struct, frozen=True):
+class Committed(msgspec.Struct, frozen=True, gc=False):
     """What a committed unit got: one position per record, in the order events, appends, messages."""
 
     positions: tuple[int, ...] = ()

@@ -21,6 +21,10 @@ SELECT nextval('orders.skald_position'), a.* FROM unnest(
     $1::uuid[], $2::text[], $3::text[], $4::smallint[], $5::text[], $6::integer[], $7::bigint[], $8::text[],
     $9::text[], $10::text[], $11::bytea[], $12::text[], $13::bigint[]) AS a
 """
+_APPEND_STREAMS = f"""
+WITH heads AS (INSERT INTO orders.skald_heads SELECT 'stream:' || name, 1 FROM unnest($12::text[]) AS name)
+{_APPEND}
+"""
 _READ = "SELECT * FROM orders.skald_events WHERE position > $1 ORDER BY position LIMIT $2"
 _FILL = """
 INSERT INTO orders.skald_events
@@ -34,19 +38,19 @@ INSERT INTO orders.skald_heads SELECT 'stream:' || stream, 1 FROM orders.skald_e
 
 
 async def append(channel: Channel, url: str, streams: bool) -> None:
-    """Groups of 100 prepared rows for some seconds, as often as asked."""
-    connection = await asyncpg.connect(url)
-    statement = await connection.prepare(_APPEND)
+    """Groups of 100 prepared rows for some seconds, as often as asked; with ``streams`` also the head of each."""
+    connection, first = await asyncpg.connect(url), 0
+    statement = await connection.prepare(_APPEND_STREAMS if streams else _APPEND)
     while True:
         seconds = (await channel.heard())["seconds"]
         groups, count = cycle(_groups(20_000, streams)), 0
         began = time.monotonic()
         while time.monotonic() < began + seconds:
             group = next(groups)
-            if streams:  # a version of its own for each, since the prepared names come again
-                group[12] = range(count + 1, count + 101)
+            if streams:  # a name of its own for each, since the prepared ones come again
+                group[11] = [f"order-{first + n}" for n in range(100)]
             await statement.fetch(*group)
-            count += 100
+            count, first = count + 100, first + 100
         channel.say(rate=count / (time.monotonic() - began))
 
 

@@ -19,7 +19,7 @@ _APPEND = f"INSERT INTO skald_events VALUES ({', '.join('?' * 14)})"
 
 
 def append(channel: Channel, url: str, streams: bool) -> None:
-    """Groups of 100 prepared rows for some seconds, as often as asked."""
+    """Groups of 100 prepared rows for some seconds, as often as asked; with ``streams`` also the head of each."""
     connection = open_writer(folder_of(url) / "orders.db")
     position = 0
     while True:
@@ -28,11 +28,15 @@ def append(channel: Channel, url: str, streams: bool) -> None:
         first, began = position, time.monotonic()
         while time.monotonic() < began + seconds:
             group = [(position + n, *row) for n, row in enumerate(islice(rows, 100), 1)]
-            if streams:  # a version of its own for each, since the prepared names come again
-                group = [(*row[:13], row[0]) for row in group]
+            if streams:  # a name of its own for each, since the prepared ones come again
+                group = [(*row[:12], f"order-{row[0]}", 1) for row in group]
             position += 100
             with connection:
                 connection.executemany(_APPEND, group)
+                if streams:
+                    connection.executemany(
+                        "INSERT INTO skald_heads VALUES (?, 1)", [(f"stream:{r[12]}",) for r in group]
+                    )
         channel.say(rate=(position - first) / (time.monotonic() - began))
 
 

@@ -31,6 +31,7 @@ class Committer:
         self, store: Store, *, max_group: int = 200, max_pending: int = 20_000, patience: float = 30.0
     ) -> None:
         self._store, self._max_group, self._max_pending, self._patience = store, max_group, max_pending, patience
+        self._ensure_free = store.ensure_free
         self._pending: deque[_Pending] = deque()
         self._patient: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
@@ -60,12 +61,14 @@ class Committer:
     def submit(self, unit: Unit) -> asyncio.Future[Committed]:
         """Await it until the unit is durable; raises its ``Rejection``, or ``Overloaded`` when too much is pending."""
         # A plain function: a coroutine for each unit would cost as much as the rest of it.
-        future: asyncio.Future[Committed] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Committed] = asyncio.Future()
         try:
             # What an owner has handled is never refused: it is bounded by itself, and ends work instead of adding some.
-            if self._stopping or not self._tasks or (unit.fence is None and self._is_full()):
-                self._refuse()
-            self._store.ensure_free()
+            if unit.fence is None and len(self._pending) + self._busy >= self._max_pending:
+                raise Overloaded(f"the commit queue of {self._store.service}")
+            if self._stopping or not self._tasks:
+                raise Stopped(f"the committer of {self._store.service} is not running; nothing was written")
+            self._ensure_free()
         except SkaldError as error:
             future.set_exception(error)
             return future
@@ -74,14 +77,6 @@ class Committer:
             self._woken = True
             self._wake.set()
         return future
-
-    def _is_full(self) -> bool:
-        return len(self._pending) + self._busy >= self._max_pending
-
-    def _refuse(self) -> None:
-        if self._stopping or not self._tasks:
-            raise Stopped(f"the committer of {self._store.service} is not running; nothing was written")
-        raise Overloaded(f"the commit queue of {self._store.service}")
 
     async def _run(self) -> None:
         try:
@@ -98,9 +93,8 @@ class Committer:
 
     async def _commit_all(self) -> None:
         while True:
-            group = self._take()
+            group, keys = self._take()
             if group:
-                keys = set[str]().union(*(unit.keys() for unit, _ in group))
                 self._in_flight |= keys
                 await self._commit(group)
                 self._in_flight -= keys
@@ -116,30 +110,32 @@ class Committer:
                 await self._wake.wait()
                 self._idle -= 1
 
-    def _take(self) -> list[_Pending]:
-        """The next group: as much as there is, shared with the writers that wait beside this one."""
+    def _take(self) -> tuple[list[_Pending], set[str]]:
+        """The next group and its keys: as much as there is, shared with the writers that wait beside this one."""
         group: list[_Pending] = []
-        keys: set[str] = set(self._in_flight)
+        taken: set[str] = set()
+        blocked: set[str] = set(self._in_flight)
         held_back: list[_Pending] = []
-        most = min(self._max_group, max(MIN_GROUP, -(-len(self._pending) // (self._idle + 1))))
-        while self._pending and len(group) < most:
-            item = self._pending.popleft()
-            if item[1].cancelled():
+        pending = self._pending
+        most = min(self._max_group, max(MIN_GROUP, -(-len(pending) // (self._idle + 1))))
+        while pending and len(group) < most:
+            item = pending.popleft()
+            unit, future = item
+            if future.cancelled():
                 continue
-            wanted = item[0].keys()
-            if not wanted:
-                group.append(item)
-                continue
-            if not keys.isdisjoint(wanted):
-                held_back.append(item)
-                if len(held_back) >= self._max_group:
-                    break
-            else:
-                group.append(item)
-            # Also those of a unit held back: nothing may overtake it on any of its keys.
-            keys.update(wanted)
-        self._pending.extendleft(reversed(held_back))
-        return group
+            if keys := unit.keys():
+                if not blocked.isdisjoint(keys):
+                    held_back.append(item)
+                    if len(held_back) >= self._max_group:
+                        break
+                    # Nothing may overtake it on any of its keys.
+                    blocked.update(keys)
+                    continue
+                taken.update(keys)
+                blocked.update(keys)
+            group.append(item)
+        pending.extendleft(reversed(held_back))
+        return group, taken
 
     async def _commit(self, group: list[_Pending]) -> None:
         if not group:
@@ -157,7 +153,10 @@ class Committer:
             return
         busy = []
         for item, outcome in zip(group, outcomes, strict=True):
-            if isinstance(outcome, Busy):
+            if isinstance(outcome, Committed):
+                if not item[1].done():
+                    item[1].set_result(outcome)
+            elif isinstance(outcome, Busy):
                 busy.append(item)
             else:
                 _settle(item[1], outcome)

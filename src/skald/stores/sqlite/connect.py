@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary
 import apsw
 
 from skald.errors import UnsafeSettings
+from skald.stores.sqlite.checkpoints import Checkpoints
 
 OLDEST = (3, 51, 3)
 READER_PATIENCE = 1_000
@@ -48,6 +49,7 @@ def connect_writer(path: Path, *, create: bool = False, patience: float = 5.0) -
         _use_wal(connection, path, patience)
         _pragmas(connection, **COMMON)
         _pragmas(connection, synchronous="FULL", foreign_keys="ON")
+        connection.set_wal_hook(Checkpoints())
         if sys.platform == "darwin":
             # There fsync leaves the data in the drive's cache; F_FULLFSYNC does not.
             _pragmas(connection, fullfsync="ON", checkpoint_fullfsync="ON")

@@ -5,6 +5,7 @@
     log.py          the log                                    doorbell.py    who hears of an append
     membership.py   leases, in a file of their own             migrations.py  numbered SQL files
     foreign.py      refuses a second copy of SQLite            connect.py     durable settings
+    turn.py         several processes write by turns           checkpoints.py when the WAL is copied
     diagnose.py     for its operator
 
 Reads and small commits run on the event loop, because they are shorter than a hop to a thread.

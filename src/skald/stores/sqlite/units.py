@@ -60,9 +60,10 @@ class Group:
     def add(self, unit: Unit) -> Committed:
         """Compares the unit's guards and takes its writes; raises the ``Rejection`` with nothing taken."""
         versions: tuple[int, ...] = ()
-        if unit.fence is None and not unit.guarded and not unit.deliveries and not unit.messages:
-            return self._take(unit.events)
-        if unit.fence is not None or unit.guarded:
+        if not (unit.fence is not None or unit.cursor or unit.messages or unit.appends or unit.tags or unit.resolves):
+            if not unit.deliveries:
+                return self._take(unit.events)
+        elif unit.fence is not None or unit.guarded:
             versions, heads = self._check(unit)
             if heads:
                 self._raised.update(heads)
@@ -83,10 +84,14 @@ class Group:
     def _take(self, events: tuple[Record, ...]) -> Committed:
         """What most units are: events and nothing else."""
         first = self._last + 1
+        if len(events) == 1:
+            self._last = first
+            self._events.append((first, *astuple(events[0])[1:12], None, None))
+            return Committed((first,))
         for record in events:
             self._last = position = self._last + 1
             self._events.append((position, *astuple(record)[1:12], None, None))
-        return Committed((first,) if len(events) == 1 else tuple(range(first, self._last + 1)))
+        return Committed(tuple(range(first, self._last + 1)))
 
     def write(self) -> None:
         """Writes what was taken; the tables are written in bulk, in the order of positions."""

@@ -28,6 +28,7 @@ from skald.stores.sqlite.connect import close_quietly, connect_writer
 from skald.stores.sqlite.failures import BAD_VALUE, DEVICE, translate
 from skald.stores.sqlite.foreign import FileWatch
 from skald.stores.sqlite.transaction import SqliteTransaction
+from skald.stores.sqlite.turn import Turn
 from skald.stores.sqlite.units import Outcome, write_units, write_units_singly
 from skald.unit import Unit
 
@@ -53,6 +54,7 @@ class Writer:
         self._reopened = reopened
         self._lock = asyncio.Lock()
         self._watch = FileWatch(path)
+        self._turn = Turn(path)
         self._thread: ThreadPoolExecutor | None = None
         self._connection: apsw.Connection | None = None
         self.is_open = False
@@ -63,6 +65,7 @@ class Writer:
         """Opens the connection, and switches the file to a WAL if it is a copy without one."""
         self._lock = asyncio.Lock()  # of this event loop: an earlier one may have been another's
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="skald-sqlite")
+        self._turn.open()
         self._process = os.getpid()
         self.is_open = True
         self._connect()
@@ -75,6 +78,7 @@ class Writer:
             self.is_open = False
             if self._thread is not None:
                 self._thread.shutdown()
+            self._turn.close()
             self._disconnect()
 
     async def commit(self, units: Sequence[Unit], patient: bool) -> tuple[list[Outcome], bool]:
@@ -196,6 +200,8 @@ class Writer:
     # --- turns ----------------------------------------------------------------------------------------------
 
     async def _acquire(self, wait: float) -> bool:
+        if not self._lock.locked():  # without a timer, which would cost more than all the rest
+            return await self._lock.acquire()
         try:
             async with asyncio.timeout(wait):
                 await self._lock.acquire()
@@ -206,16 +212,20 @@ class Writer:
     async def _run(self, job: Callable[[], T], inline: bool, deadline: float) -> T:
         """Runs the job here, or on the thread if the file is held; ``BusyError`` when the time is over."""
         assert self._connection is not None
-        if inline:
+        if inline and self._turn.begin():
             self._connection.set_busy_timeout(0)
             try:
                 return job()
             except apsw.BusyError:
                 pass
+            finally:
+                self._turn.end()
         # Short waits one after another, so that a cancelled caller does not hold the lock for long.
         while True:
-            self._connection.set_busy_handler(_impatient(time.monotonic() + WAIT))
+            self._connection.set_busy_handler(_impatient(time.monotonic() + 2 * WAIT))
             try:
+                with suppress(TimeoutError):
+                    return await self._turn.run(job, WAIT)
                 return await self._in_thread(job)
             except apsw.BusyError:
                 if time.monotonic() >= deadline:
@@ -252,11 +262,12 @@ def _impatient(until: float) -> Callable[[int], bool]:
 
 
 def _weight(units: Sequence[Unit]) -> int:
-    """What the units cost, in small records (about 5 µs each)."""
-    records = sum([len(u.events) + len(u.messages) + 2 * len(u.deliveries) + 3 * len(u.appends) for u in units])
-    if records > INLINE:
-        return records
-    return records + (sum([len(r.payload or b"") for u in units for r in (*u.events, *u.messages)]) >> 12)
+    """What the units cost, in small records (about 5 µs each); a record of 4 KiB counts twice."""
+    light = sum([len(r.payload or b"") + 4096 for u in units for r in u.events])
+    others = [u for u in units if u.messages or u.deliveries or u.appends]
+    records = [r for u in others for r in (*u.messages, *(d.record for d in u.deliveries))]
+    records += [r for u in others for append in u.appends for r in append.records]
+    return (light + sum([len(r.payload or b"") + 2 * 4096 for r in records])) >> 12
 
 
 def _commit(connection: apsw.Connection, units: Sequence[Unit]) -> tuple[list[Outcome], bool]:
