@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -18,9 +19,19 @@ from skald.errors import Overloaded, Stopped, StoreError
 class Problem(Exception):
     """What a client is told: the status, a sentence, and whatever helps to mend the request."""
 
-    def __init__(self, status: int, detail: str, retry_after: float | None = None, **more: Any) -> None:
+    def __init__(
+        self,
+        status: int,
+        detail: str,
+        retry_after: float | None = None,
+        headers: Mapping[str, str] | None = None,
+        **more: Any,
+    ) -> None:
         super().__init__(detail)
-        self.status, self.detail, self.retry_after, self.more = status, detail, retry_after, more
+        self.status, self.detail, self.more = status, detail, more
+        self.headers = dict(headers or {})
+        if retry_after is not None:
+            self.headers["Retry-After"] = str(max(1, round(retry_after)))
 
     def response(self) -> JSONResponse:
         title = HTTPStatus(self.status).phrase
@@ -31,8 +42,7 @@ class Problem(Exception):
             "detail": self.detail,
             **self.more,
         }
-        headers = {"Retry-After": str(max(1, round(self.retry_after)))} if self.retry_after is not None else None
-        return JSONResponse(body, self.status, headers, media_type="application/problem+json")
+        return JSONResponse(body, self.status, self.headers, media_type="application/problem+json")
 
 
 def problem_for(error: Exception) -> Problem | None:
@@ -45,7 +55,7 @@ def problem_for(error: Exception) -> Problem | None:
         case StoreError() | Stopped():
             return Problem(503, "the shop cannot take this now; nothing was changed", retry_after=1)
         case HTTPException():
-            return Problem(error.status_code, error.detail)
+            return Problem(error.status_code, error.detail, headers=error.headers)
         case _:
             return None
 
@@ -55,7 +65,9 @@ async def answer(request: Request, error: Exception) -> JSONResponse:
     return (problem_for(error) or Problem(500, "this is our fault, and it was logged")).response()
 
 
-HANDLERS: Mapping[Any, Any] = {kind: answer for kind in (Problem, Overloaded, StoreError, Stopped, HTTPException)}
+HANDLERS: Mapping[Any, Any] = {
+    kind: answer for kind in (Problem, Overloaded, StoreError, Stopped, HTTPException, Exception)
+}
 
 
 class Door:
@@ -65,8 +77,8 @@ class Door:
         self._app, self._limits, self._in_flight = app, limits, 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # Event streams are counted where they are made.
-        if scope["type"] != "http" or scope["path"].endswith("/events"):
+        # Event streams are counted where they are made, and a full house is in good health.
+        if scope["type"] != "http" or scope["path"].endswith("/events") or scope["path"] == "/health":
             await self._app(scope, receive, send)
             return
         if self._in_flight >= self._limits.max_in_flight:
@@ -96,7 +108,15 @@ class Door:
             await problem.response()(scope, receive, send)
 
     async def _body(self, receive: Receive) -> Receive:
-        """Reads the body, at most up to the limit, and returns what hands it on."""
+        """Reads the body, at most up to the limits, and returns what hands it on."""
+        try:
+            async with asyncio.timeout(self._limits.body_within):
+                return await self._whole_body(receive)
+        except TimeoutError:
+            detail = f"a request has to arrive within {self._limits.body_within:g} s"
+            raise Problem(408, detail, headers={"Connection": "close"}) from None
+
+    async def _whole_body(self, receive: Receive) -> Receive:
         body, more = b"", True
         while more:
             message = await receive()

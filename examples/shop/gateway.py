@@ -207,12 +207,12 @@ def decode(body: bytes, cls: type[T]) -> T:
     except msgspec.ValidationError as error:
         detail, _, field = str(error).partition(" - at `$")
         raise Problem(422, detail, errors=[{"field": field.strip("`.") or "$", "detail": detail}]) from error
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Problem(400, f"the body is no JSON: {error}") from error
 
 
 def number(text: str, name: str, least: int, most: int) -> int:
-    if not text.isascii() or not text.isdigit() or not least <= int(text[:9]) <= most:
+    if not text.isascii() or not text.isdigit() or len(text) > 9 or not least <= int(text) <= most:
         raise Problem(400, f"{name} is a number from {least} to {most}")
     return int(text)
 

@@ -32,6 +32,8 @@ class Limits(msgspec.Struct, frozen=True):
 
     max_body: int = 65_536
     """Bytes of a request."""
+    body_within: float = 5.0
+    """Seconds for a request to arrive in whole: who sends slowly would hold one of the places below for ever."""
     max_in_flight: int = 256
     """Requests at the same time, open event streams not counted."""
     max_streams: int = 1_000

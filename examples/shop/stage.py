@@ -55,12 +55,16 @@ class Result(msgspec.Struct, frozen=True):
         }
 
 
-def _percentiles(seconds: list[float]) -> dict[str, float]:
+def _percentiles(seconds: list[float]) -> dict[str, float] | None:
+    """``None`` if nothing was measured: 0 ms would be a figure."""
+    if not seconds:
+        return None
     return {f"p{n}": round(percentile(seconds, n / 100) * 1e3, 1) for n in (50, 99)}
 
 
 def _spread(seconds: list[float]) -> str:
-    return ", ".join(f"{name} {value:,.0f} ms" for name, value in _percentiles(seconds).items())
+    found = _percentiles(seconds)
+    return ", ".join(f"{name} {value:,.0f} ms" for name, value in found.items()) if found else "not measured"
 
 
 class Stage:

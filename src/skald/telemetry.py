@@ -1,16 +1,27 @@
 """What happened, as types: emitted at the seam, never inside adapters, and written as one structured line each.
 
 Nothing is emitted per handled message. A process may add its own listeners; one that raises is dropped with a line.
+
+A handler's error may hold anything, secrets among them. Its text is kept with the message in the database (``skald
+parked show``) and given to listeners; the line has its type and the message's place alone. All other texts are written
+without the passwords of addresses.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
 
 import msgspec
 
 log = logging.getLogger("skald")
+_PASSWORD = re.compile(r"(://[^\s:/@]*):[^\s@]+@|((?:password|passwd|pgpass)=)[^\s&'\"]+", re.IGNORECASE)
+
+
+def scrubbed(text: str) -> str:
+    """Without the passwords of addresses; error texts come from anywhere, drivers among them."""
+    return _PASSWORD.sub(lambda found: f"{found[1]}:***@" if found[1] is not None else f"{found[2]}***", text)
 
 
 class Occurrence(msgspec.Struct, frozen=True, tag=True):
@@ -100,10 +111,19 @@ def listen(listener: Callable[[Occurrence], None]) -> Callable[[], None]:
     return lambda: _listeners.remove(listener) if listener in _listeners else None
 
 
+def line(occurrence: Occurrence) -> str:
+    """What the log says of it."""
+    fields = msgspec.to_builtins(occurrence)
+    if isinstance(occurrence, Retried | Parked):
+        fields["error"] = occurrence.error.partition(":")[0]
+    fields = {name: scrubbed(value) if isinstance(value, str) else value for name, value in fields.items()}
+    return msgspec.json.encode(fields).decode(errors="replace")
+
+
 def emit(occurrence: Occurrence) -> None:
     level = logging.WARNING if isinstance(occurrence, _WARN) else logging.ERROR
     if log.isEnabledFor(level):
-        log.log(level, "%s", msgspec.json.encode(occurrence).decode(errors="replace"))
+        log.log(level, "%s", line(occurrence))
     for listener in tuple(_listeners):
         try:
             listener(occurrence)

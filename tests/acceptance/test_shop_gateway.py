@@ -108,6 +108,11 @@ async def test_what_does_not_fit_is_named(http: httpx.AsyncClient, change: dict[
 
 async def test_refusals(http: httpx.AsyncClient) -> None:
     is_problem(await http.post("/orders", content=b"{"), 400)
+    is_problem(await http.post("/orders", content=b'{"customer": "\xff"}'), 400)
+    is_problem(await http.get("/orders?customer=ada&limit=00000005099999999999999"), 400)
+    unsupported = await http.delete("/orders/x")
+    is_problem(unsupported, 405)
+    assert "GET" in unsupported.headers["allow"]
     is_problem(await http.post("/orders", content=b'{"customer": "\\ud800"}'), 400)
     is_problem(await http.post("/orders", content=b"x" * 5_000), 413)
     is_problem(await http.post("/orders", json=ORDER, headers={"Idempotency-Key": "x" * 300}), 400)
@@ -207,6 +212,31 @@ async def test_the_page_needs_nothing_from_elsewhere(http: httpx.AsyncClient) ->
 async def knock(door: Door, **more: Any) -> httpx.Response:
     async with httpx.AsyncClient(transport=httpx.ASGITransport(door), base_url="http://shop") as client:
         return await client.post("/orders", content=b"{}", **more)
+
+
+async def test_a_body_that_does_not_come_is_given_up_and_its_place_is_free_again() -> None:
+    async def says_ok(scope: Scope, receive: Receive, send: Send) -> None:
+        await PlainTextResponse("ok")(scope, receive, send)
+
+    async def slowly() -> Any:
+        events: list[Any] = []
+        chunks = [{"type": "http.request", "body": b"{", "more_body": True}]
+
+        async def receive() -> Any:
+            return chunks.pop() if chunks else await asyncio.Event().wait()
+
+        async def send(message: Any) -> None:
+            events.append(message)
+
+        scope = {"type": "http", "method": "POST", "path": "/orders", "headers": []}
+        await door(scope, receive, send)
+        return events[0]["status"]
+
+    door = Door(says_ok, Limits(max_in_flight=1, body_within=0.01))
+    async with asyncio.timeout(60):
+        assert await slowly() == 408
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(door), base_url="http://door") as http:
+        assert (await http.get("/orders")).status_code == 200
 
 
 async def test_too_many_at_once_get_503() -> None:

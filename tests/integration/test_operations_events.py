@@ -107,6 +107,29 @@ async def test_following_shows_what_comes(store_url: str) -> None:
     assert found == [("Made", 1), ("Placed", 2), ("Made", 2), ("Placed", 3), ("Made", 3)]
 
 
+async def test_a_service_without_a_log_is_told_left_out_and_followed_once_it_has_one(
+    store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("skald.operations.events.POLL", 0.05)
+    stage, told = Stage(store_url), list[StoreUnavailable]()
+    with pytest.raises(StoreUnavailable, match="migrate"):
+        await tail(stage.app, absent=told.append)
+    await stage.app.migrate(["source"])
+    async with stage.app.connect("source"):
+        await stage.source.publish(Placed("a", 1))
+    told.clear()
+    assert [event.type for event in await tail(stage.app, absent=told.append)] == ["Placed"]
+    assert len(told) == 1
+
+    events = operations.tail_events(stage.app, follow=True, absent=told.append)
+    async with asyncio.timeout(10), aclosing(events):
+        assert (await anext(events)).service == "source"
+        await stage.app.migrate(["sink"])
+        async with stage.app.connect("sink"):
+            await stage.sink.publish(Made("a", 1))
+            assert (await anext(events)).service == "sink"
+
+
 async def test_a_body_that_is_no_json_is_shown_as_bytes(store_url: str) -> None:
     stage = Stage(store_url)
     await stage.app.migrate()

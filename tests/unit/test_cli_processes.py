@@ -247,3 +247,20 @@ def test_development_without_reloading_ends_on_a_broken_program(tmp_path: Path) 
     ended = shop.skald("dev", "--no-reload")
     assert ended.returncode == 2
     assert len(ended.stderr.splitlines()) == 1
+
+
+# --- services that have no database yet -------------------------------------------------------------------------------
+
+
+def test_a_service_without_a_database_is_left_out_with_a_word(tmp_path: Path) -> None:
+    shop = Shop(tmp_path)
+    only_orders = "import asyncio; from shop import app; asyncio.run(app.migrate(['orders']))"
+    assert shop.skald("events", "tail").returncode == 1
+    assert shop.run("-c", only_orders).returncode == 0
+    shop.fill(1)
+    ended = shop.skald("events", "tail", "--json")
+    assert ended.returncode == 0
+    assert [event["position"] for event in msgspec.json.decode(ended.stdout)] == [1]
+    assert len(ended.stderr.splitlines()) == 1
+    assert "left out" in ended.stderr
+    assert "payments" in ended.stderr

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from skald.stores.sqlite import doorbell
 from skald.stores.sqlite.doorbell import LONGEST, Doorbell, bells_folder, listen
 
 
@@ -32,13 +33,31 @@ async def test_beside_the_file(tmp_path: Path) -> None:
     await heard(path, Doorbell(path))
 
 
-async def test_a_long_path_has_its_bells_in_the_temporary_folder(tmp_path: Path) -> None:
+def long_path(tmp_path: Path) -> Path:
     folder = tmp_path / ("long" * 30)
     folder.mkdir()
-    path = folder / "orders.db"
-    assert len(os.fsencode(bells_folder(path))) < LONGEST
-    assert folder not in bells_folder(path).parents
+    return folder / "orders.db"
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="this system names no descriptors")
+async def test_a_long_path_has_its_bells_beside_the_file_too(tmp_path: Path) -> None:
+    path = long_path(tmp_path)
+    assert bells_folder(path) == path.parent / ".bells" / "orders"
+    before = len(os.listdir("/proc/self/fd"))
     await heard(path, Doorbell(path))
+    assert list(bells_folder(path).iterdir()) == []
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+async def test_where_descriptors_have_no_names_a_long_path_has_its_bells_in_the_temporary_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doorbell, "_DESCRIPTORS", "/nowhere")
+    path = long_path(tmp_path)
+    assert len(os.fsencode(bells_folder(path))) < LONGEST
+    assert path.parent not in bells_folder(path).parents
+    await heard(path, Doorbell(path))
+    bells_folder(path).rmdir()
 
 
 async def test_both_sides_compute_one_place_through_links(tmp_path: Path) -> None:
@@ -110,8 +129,9 @@ def test_without_a_loop_it_rings_at_once_and_without_listeners(tmp_path: Path) -
     bell.close()
 
 
-async def test_another_process_is_heard(tmp_path: Path) -> None:
-    path = tmp_path / "o.db"
+@pytest.mark.parametrize("long", [False, True])
+async def test_another_process_is_heard(tmp_path: Path, long: bool) -> None:
+    path = long_path(tmp_path) if long else tmp_path / "o.db"
     event = asyncio.Event()
     stop = listen(path, event.set)
     code = (

@@ -12,8 +12,8 @@ from cyclopts import Parameter
 from skald import operations
 from skald.app import App
 from skald.cli.application import AppName, Json, Services, ask, first_is_app, moment
-from skald.cli.output import plain, print_json, print_json_array, say, short
-from skald.errors import ConfigurationError
+from skald.cli.output import note, plain, print_json, print_json_array, say, short
+from skald.errors import ConfigurationError, StoreUnavailable
 
 events = cyclopts.App(name="events", help="Look at what the services have published.")
 
@@ -53,11 +53,14 @@ def tail(
         raise ConfigurationError(f"--last {last}: a number of messages is not negative")
     place = None if since is None else moment(since, "start")
 
+    def left_out(error: StoreUnavailable) -> None:
+        note(f"skald: {'waiting' if follow else 'left out'}: {operations.scrubbed(plain(str(error)))}")
+
     async def show_all(app: App) -> None:
         if type:
             _require_types(app, type)
         found = operations.tail_events(
-            app, service or (), last=last, since=place, types=type or (), key=key, follow=follow
+            app, service or (), last=last, since=place, types=type or (), key=key, follow=follow, absent=left_out
         )
         async with aclosing(found):
             if json and not follow:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from difflib import get_close_matches
@@ -13,10 +12,23 @@ from skald.app import App
 from skald.errors import Busy, SkaldError, TransactionConflict
 from skald.runtime.process import is_gone
 from skald.store import Log, Member, Store, Transaction
+from skald.telemetry import scrubbed
+
+__all__ = [
+    "NotFound",
+    "OperationRefused",
+    "UnknownName",
+    "change",
+    "chosen",
+    "members",
+    "opened",
+    "opened_log",
+    "scrubbed",
+    "unknown",
+]
 
 T = TypeVar("T")
 TRIES = 5
-_PASSWORD = re.compile(r"(://[^\s:/@]*):[^\s@]+@|((?:password|passwd|pgpass)=)[^\s&'\"]+", re.IGNORECASE)
 
 
 class NotFound(SkaldError):
@@ -29,11 +41,6 @@ class UnknownName(NotFound):
 
 class OperationRefused(SkaldError):
     """It would lose or double something as things stand; nothing was changed, and the text says what to do first."""
-
-
-def scrubbed(text: str) -> str:
-    """Without the passwords of addresses; error texts come from anywhere, drivers among them."""
-    return _PASSWORD.sub(lambda found: f"{found[1]}:***@" if found[1] is not None else f"{found[2]}***", text)
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> UnknownName:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
-from contextlib import AsyncExitStack, aclosing, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from datetime import datetime
 from typing import Any
 
@@ -13,7 +13,7 @@ import msgspec
 
 from skald.app import App
 from skald.clock import from_datetime, to_rfc3339
-from skald.errors import ConfigurationError, SkaldError
+from skald.errors import ConfigurationError, SkaldError, StoreUnavailable
 from skald.message import Envelope, Record
 from skald.messaging import cursor
 from skald.messaging.router import Subscription, lane_of
@@ -101,10 +101,13 @@ async def tail_events(
     types: Sequence[str] = (),
     key: str | None = None,
     follow: bool = False,
+    absent: Callable[[StoreUnavailable], None] | None = None,
 ) -> AsyncGenerator[EventView, None]:
     """The ``last`` messages of the named services together, or all ``since`` then; with ``follow`` also what comes.
 
-    They come in order of time, those of one service always in order of position.
+    They come in order of time, those of one service always in order of position. ``absent`` is told of each service
+    whose log cannot be opened (yet): it is left out, and followed from its start once it is there. Without ``absent``,
+    or with nothing left to show, the error is raised.
     """
     names = chosen(app, services)
 
@@ -112,7 +115,15 @@ async def tail_events(
         return (not types or record.type in types) and key in (None, record.key)
 
     async with AsyncExitStack() as stack:
-        logs = {name: await stack.enter_async_context(opened_log(app, name)) for name in names}
+        logs, missing = dict[str, Log](), list[str]()
+        for name in names:
+            try:
+                logs[name] = await stack.enter_async_context(opened_log(app, name))
+            except StoreUnavailable as error:
+                missing.append(name)
+                if absent is None or (len(missing) == len(names) and not follow):
+                    raise
+                absent(error)
         ends = {name: (await log.end())[0] for name, log in logs.items()}
         if since is None:
             found = [(r.time, n, r) for n, log in logs.items() for r in await _last(log, ends[n], last, wanted)]
@@ -125,7 +136,7 @@ async def tail_events(
                 async for event in merged:
                     yield event
         if follow:
-            async with aclosing(_followed(logs, ends, wanted)) as followed:
+            async with aclosing(_followed(app, logs, ends, missing, wanted)) as followed:
                 async for event in followed:
                     yield event
 
@@ -184,17 +195,21 @@ async def _merged(sources: dict[str, AsyncGenerator[EventView, None]]) -> AsyncG
 
 
 async def _followed(
-    logs: dict[str, Log], ends: dict[str, int], wanted: Callable[[Record], bool]
+    app: App, logs: dict[str, Log], ends: dict[str, int], missing: list[str], wanted: Callable[[Record], bool]
 ) -> AsyncGenerator[EventView, None]:
     queue: asyncio.Queue[EventView | BaseException] = asyncio.Queue(PAGE)
 
     async def follow(name: str) -> None:
         try:
-            await _follow(name, logs[name], ends[name], wanted, queue)
+            if name in logs:
+                await _follow(name, logs[name], ends[name], wanted, queue)
+                return
+            async with _awaited_log(app, name) as log:
+                await _follow(name, log, 0, wanted, queue)
         except SkaldError as error:
             await queue.put(error)
 
-    tasks = [asyncio.create_task(follow(name)) for name in logs]
+    tasks = [asyncio.create_task(follow(name)) for name in (*logs, *missing)]
     try:
         while True:
             event = await queue.get()
@@ -205,6 +220,19 @@ async def _followed(
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@asynccontextmanager
+async def _awaited_log(app: App, name: str) -> AsyncIterator[Log]:
+    """The log of a service, as soon as there is one."""
+    async with AsyncExitStack() as stack:
+        while True:
+            try:
+                log = await stack.enter_async_context(opened_log(app, name))
+                break
+            except StoreUnavailable:
+                await asyncio.sleep(POLL)
+        yield log
 
 
 async def _follow(

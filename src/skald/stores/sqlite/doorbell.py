@@ -3,6 +3,10 @@
 SQLite has no notification between processes. Each listener binds a Unix datagram socket in a folder that both
 sides compute from the path of the file; whoever appended sends one byte to every socket there and waits for
 none. A hint: it may be lost (a full queue, a folder that cannot be made), so every listener polls as well.
+
+The folder is beside the file. The path of a socket must be short, though: where the folder's own is too long, Linux
+reaches it through an open descriptor; elsewhere (macOS) nothing of the kind exists, and a short folder in the
+temporary one serves instead.
 """
 
 from __future__ import annotations
@@ -12,26 +16,44 @@ import os
 import secrets
 import socket
 import tempfile
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 
 LONGEST = 100
 """Bytes of a socket's path: the system takes 104 (macOS) or 108 (Linux)."""
 _NAME = 24  # "PID-12345678.sock"
+_DESCRIPTORS = "/proc/self/fd"
 
 
 def bells_folder(path: Path) -> Path:
-    """The folder of a file's doorbells: beside it, or a short one in the temporary folder."""
+    """The folder of a file's doorbells: beside it, or a short one in the temporary folder where it must be."""
     path = path.resolve()
     folder = path.parent / ".bells" / path.stem
-    if len(os.fsencode(folder)) + _NAME <= LONGEST:
+    if _is_short(folder) or os.path.isdir(_DESCRIPTORS):
         return folder
     digest = sha256(os.fsencode(path)).hexdigest()[:16]
     # Not the TMPDIR of this process if that can be helped: the other side may have another one.
     temporary = "/tmp" if os.path.isdir("/tmp") else tempfile.gettempdir()
     return Path(temporary, f"skald-{os.getuid()}", digest)
+
+
+def _is_short(folder: Path) -> bool:
+    return len(os.fsencode(folder)) + _NAME <= LONGEST
+
+
+@contextmanager
+def _within_reach(folder: Path) -> Iterator[str]:
+    """A path of the folder that is short enough, while the block lasts."""
+    if _is_short(folder):
+        yield str(folder)
+        return
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield f"{_DESCRIPTORS}/{descriptor}"
+    finally:
+        os.close(descriptor)
 
 
 class Doorbell:
@@ -61,12 +83,9 @@ class Doorbell:
 
     def _ring(self) -> None:
         self._rung = False
-        try:
-            names = os.listdir(self._folder)
-        except OSError:
-            return
-        for name in names:
-            self._send(os.path.join(self._folder, name))
+        with suppress(OSError), _within_reach(self._folder) as folder:
+            for name in os.listdir(folder):
+                self._send(os.path.join(folder, name))
 
     def _send(self, address: str) -> None:
         if self._socket is None:
@@ -116,7 +135,8 @@ def _bind(address: str) -> socket.socket | None:
         if folder.parent.stat().st_uid != os.getuid() or folder.stat().st_uid != os.getuid():
             raise OSError(f"{folder} belongs to another user")
         bell.setblocking(False)
-        bell.bind(address)
+        with _within_reach(folder) as short:
+            bell.bind(os.path.join(short, os.path.basename(address)))
     except OSError:
         bell.close()
         return None
