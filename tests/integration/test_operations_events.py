@@ -122,7 +122,7 @@ async def test_a_service_without_a_log_is_told_left_out_and_followed_once_it_has
     assert len(told) == 1
 
     events = operations.tail_events(stage.app, follow=True, absent=told.append)
-    async with asyncio.timeout(10), aclosing(events):
+    async with asyncio.timeout(60), aclosing(events):
         assert (await anext(events)).service == "source"
         await stage.app.migrate(["sink"])
         async with stage.app.connect("sink"):

@@ -206,7 +206,8 @@ async def _followed(
                 return
             async with _awaited_log(app, name) as log:
                 await _follow(name, log, 0, wanted, queue)
-        except SkaldError as error:
+        except Exception as error:
+            # Whatever it is: a follower that ended without a word would be waited for without end.
             await queue.put(error)
 
     tasks = [asyncio.create_task(follow(name)) for name in (*logs, *missing)]
