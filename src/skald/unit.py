@@ -94,8 +94,8 @@ class Resolve(msgspec.Struct, frozen=True, gc=False):
 class Unit(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The writes: ``events`` (facts in no stream), ``appends``, ``messages`` (commands, replies), deliveries, a cursor.
 
-    ``deliveries`` are written whole, after the ``resolves``: one that exists already is replaced, and a unit may resolve
-    a delivery and write it again.
+    ``deliveries`` are written whole, after the ``resolves``: one that exists already is replaced, and a unit may
+    resolve a delivery and write it again.
     """
 
     events: tuple[Record, ...] = ()

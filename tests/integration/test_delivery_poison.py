@@ -13,7 +13,8 @@ from tests.simulation.pipeline import Options, build
 from tests.simulation.stage import Job, Placed, check_effects, deliveries, effects, eventually
 from tests.simulation.workers import Workers, workers
 
-OTHERS = [f"k{n}" for n in range(8)]
+OTHERS = [*(f"k{n}" for n in range(8)), "slow", "slow-too"]
+"""The slow ones run whenever the poison ends the process, and must not be taken for it."""
 ATTEMPTS = 3
 
 

@@ -2,7 +2,7 @@
 
 What a message does is said by its key, so that a test decides it and a restarted process does it again:
 ``slow…`` sleeps, ``poison…`` kills its process, ``block…`` stops the event loop unless it may have been handled before,
-``flaky…`` fails at its first attempt, ``behind…`` is delayed at its first message and kills at the second.
+``flaky…`` fails at its first attempt, ``late…`` is delayed at its first, ``behind…`` too and kills at the second.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def build(url: str | None = None, options: Options = OPTIONS) -> App:
 
 async def act(event: Placed, attempt: Attempt, options: Options) -> None:
     key = event.key
-    if key.startswith("behind") and event.n == 0 and attempt.number <= 2:
+    if key.startswith(("behind", "late")) and event.n == 0 and attempt.number <= 2:
         raise ValueError("delayed, so that the next one waits")
     if key.startswith("poison") or (key.startswith("behind") and event.n == 1):
         os.kill(os.getpid(), signal.SIGKILL)

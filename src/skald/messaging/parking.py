@@ -8,7 +8,7 @@ import msgspec
 
 from skald import failpoints
 from skald.message import Record
-from skald.messaging.outcome import SUSPICIOUS, LaneState
+from skald.messaging.outcome import ENDED, SUSPICIOUS, LaneState
 from skald.sql import blocks
 from skald.store import Store
 from skald.unit import Delivery, DeliveryState, Unit
@@ -26,6 +26,12 @@ class Head(msgspec.Struct, frozen=True):
     state: DeliveryState
     attempts: int
     due: int
+    error: str | None
+
+
+def is_suspect(head: Head | Delivery) -> bool:
+    """Whether it may be what ends processes: at least one attempt at it has ended with its process."""
+    return (head.error or "").startswith(ENDED) or (head.state is DeliveryState.RUNNING and head.attempts > 1)
 
 
 async def heads(store: Store, group: str, origin: str) -> list[Head]:

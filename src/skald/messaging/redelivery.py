@@ -61,8 +61,10 @@ class Redelivery:
         self._group, self._origin = group, origin
         self._handlers, self._lanes, self._wake = handlers, lanes, wake
         self._due: list[tuple[int, int, Key]] = []
-        self._suspects: list[tuple[int, Key]] = []
-        """Keys whose heads have ended with their processes more than once; tried one at a time."""
+        self._suspicious: set[Key] = set()
+        """Keys whose heads may be what ends processes. One is tried at a time, so that the others do not pay for it."""
+        self._suspects: deque[tuple[int, Key]] = deque()
+        """Those of them that are due."""
         self._suspect: Key | None = None
         self._active: dict[Key, tuple[int, asyncio.Task[None]]] = {}
         self._ended: deque[_Ended] = deque()
@@ -81,7 +83,7 @@ class Redelivery:
         by_number = {lane.lane: lane for lane in lanes}
         self._due = [entry for entry in self._due if entry[1] not in by_number]
         heapq.heapify(self._due)
-        self._suspects = [entry for entry in self._suspects if entry[0] not in by_number]
+        self._suspects = deque(entry for entry in self._suspects if entry[0] not in by_number)
         for lane in lanes:
             # What still runs blocks its key until its end is settled.
             lane.blocked = {key for key, (number, _) in self._active.items() if number == lane.lane}
@@ -93,10 +95,15 @@ class Redelivery:
                     self._remember(head, key)
 
     def _remember(self, head: Head, key: Key) -> None:
-        if head.state is DeliveryState.RUNNING and head.attempts > 1:
-            self._suspects.append((head.lane, key))
-        elif head.state is not DeliveryState.PARKED:
+        if head.state is not DeliveryState.PARKED:
+            self._judge(head, key)
             self._schedule(head.due if head.state is DeliveryState.DELAYED else 0, head.lane, key)
+
+    def _judge(self, head: Head | Delivery, key: Key) -> None:
+        if parking.is_suspect(head):
+            self._suspicious.add(key)
+        else:
+            self._suspicious.discard(key)
 
     def _schedule(self, due: int, lane: int, key: Key) -> None:
         heapq.heappush(self._due, (due, lane, key))
@@ -127,9 +134,12 @@ class Redelivery:
         now = self._clock.now()
         while self._due and self._due[0][0] <= now:
             _, number, key = heapq.heappop(self._due)
-            moved = self._begin(number, key) or moved
+            if key in self._suspicious:
+                self._suspects.append((number, key))
+            else:
+                moved = self._begin(number, key) or moved
         while self._suspects and self._suspect not in self._active:
-            number, self._suspect = self._suspects.pop(0)
+            number, self._suspect = self._suspects.popleft()
             moved = self._begin(number, self._suspect) or moved
         return moved
 
@@ -145,8 +155,11 @@ class Redelivery:
             return
         head = await parking.head(self._store, lane, *key)
         if head is None:
+            self._suspicious.discard(key)
             lane.blocked.discard(key)
-        elif head.state is DeliveryState.WAITING and not not_before:
+            return
+        self._judge(head, key)
+        if head.state is DeliveryState.WAITING and not not_before:
             self._start(lane.lane, key, self._deliver(head))
         elif head.state is not DeliveryState.PARKED:
             due = head.due if head.state is DeliveryState.DELAYED else 0

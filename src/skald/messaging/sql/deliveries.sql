@@ -1,7 +1,7 @@
 -- Portable SQL on the deliveries: messages taken over and not finished.
 
 -- name: heads
-SELECT d.handler, d.lane, d.position, d.aggregateid AS key, d.state, d.attempts, d.due
+SELECT d.handler, d.lane, d.position, d.aggregateid AS key, d.state, d.attempts, d.due, d.error
 FROM skald_deliveries d
 JOIN (
     SELECT handler, aggregateid, min(position) AS position
