@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import groupby
 
 import msgspec
@@ -221,10 +222,9 @@ class Consumer:
             await self._until_woken(end - loop.time())
 
     async def _until_woken(self, seconds: float) -> None:
-        try:
-            await asyncio.wait_for(self._wake.wait(), seconds)
-        except TimeoutError:
-            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
 
     async def _wait(self) -> None:
         due = self._redelivery.next_due()

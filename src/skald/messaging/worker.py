@@ -7,6 +7,7 @@ again alone: if it was the cause, nobody else pays for it the next time.
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 from skald.clock import Clock
 from skald.errors import DeliveryGone, Fenced, Stopped, StoreError
@@ -128,10 +129,9 @@ class Worker:
         await self._until_woken(seconds)
 
     async def _until_woken(self, seconds: float) -> None:
-        try:
-            await asyncio.wait_for(self._wake.wait(), seconds)
-        except TimeoutError:
-            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
 
     async def _work(self, place: Place, delivery: Delivery) -> None:
         try:

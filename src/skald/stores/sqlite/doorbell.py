@@ -62,30 +62,17 @@ class Doorbell:
     def __init__(self, path: Path) -> None:
         self._folder = bells_folder(path)
         self._socket: socket.socket | None = None
-        self._rung = False
 
     def ring(self) -> None:
-        """Rings once per turn of the event loop, however often it is called; without a loop, at once."""
-        if self._rung:
-            return
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            self._ring()
-            return
-        self._rung = True
-        loop.call_soon(self._ring)
+        """At once, and not when the event loop gets to it: readers wait for nothing else."""
+        with suppress(OSError), _within_reach(self._folder) as folder:
+            for name in os.listdir(folder):
+                self._send(os.path.join(folder, name))
 
     def close(self) -> None:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
-
-    def _ring(self) -> None:
-        self._rung = False
-        with suppress(OSError), _within_reach(self._folder) as folder:
-            for name in os.listdir(folder):
-                self._send(os.path.join(folder, name))
 
     def _send(self, address: str) -> None:
         if self._socket is None:
