@@ -43,10 +43,7 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class _Replay(BaseException):
-    """Unwinds the endpoint when the key is known already. Not an ``Exception``, so that no endpoint swallows it."""
-
-    def __init__(self, answer: Answer) -> None:
-        self.answer = answer
+    """Unwinds the endpoint when the answer is known already. Not an ``Exception``, so that no endpoint swallows it."""
 
 
 class _Request:
@@ -58,6 +55,8 @@ class _Request:
         self.transaction: Transaction | None = None
         self.failed = False
         """The endpoint's block was left by an exception, so what it wrote must not be committed."""
+        self.known: Answer | None = None
+        """What is answered instead of what the application says; nothing is committed then."""
 
     async def open(self) -> Transaction:
         if self.transaction is None:
@@ -69,7 +68,8 @@ class _Request:
             if not claimed:
                 row = await tx.fetch_one(_SQL["find"], scope=self.scope, key=self.key)
                 assert row is not None
-                raise _Replay(self._replayed(row))
+                self.known = self._replayed(row)
+                raise _Replay
             self.transaction = tx
         return self.transaction
 
@@ -171,11 +171,15 @@ class IdempotencyMiddleware:
                 await self._app(scope, receive_again, collector)
                 answer = collector.answer()
                 if request.failed or answer.status == 429 or answer.status >= 500:
-                    raise _Replay(answer)
+                    request.known = answer
+                    raise _Replay
                 await request.keep(answer)
             return answer
-        except _Replay as known:
-            return known.answer
+        except (_Replay, BaseExceptionGroup):
+            # A group where a middleware in between (Starlette's BaseHTTPMiddleware) has a task group of its own.
+            if request.known is None:
+                raise
+            return request.known
         finally:
             _current.reset(token)
 
