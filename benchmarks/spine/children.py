@@ -133,6 +133,37 @@ async def consume_observed(channel: Channel, url: str, count: int) -> None:
         await channel.heard()
 
 
+async def append_beside_held(channel: Channel, url: str, seconds: float, per_second: float) -> None:
+    """Appends to one stream after another while somebody's transaction holds a key for which a unit waits."""
+    app, latencies = application(url), list[int]()
+    async with app.connect("orders"):
+        orders = app.service("orders")
+        submit, records = orders.connection.submit, _prepared(orders.connection.publisher, "order")
+
+        async def timed(number: int) -> None:
+            called = time.perf_counter_ns()
+            await submit(_to_stream(f"free-{number}", records[number % PREPARED]))
+            latencies.append((time.perf_counter_ns() - called) // 1000)
+
+        async with asyncio.TaskGroup() as group, orders.transaction() as tx:
+            await tx.apply(_to_stream("held", records[0]))
+            group.create_task(_end_of(submit(_to_stream("held", records[1]))))
+            began = time.monotonic()
+            for number in range(round(seconds * per_second)):
+                await asyncio.sleep(began + number / per_second - time.monotonic())
+                group.create_task(timed(number))
+        channel.say(count=len(latencies), **percentiles(latencies))
+        await channel.heard()
+
+
+def _to_stream(stream: str, record: Record) -> Unit:
+    return Unit(appends=(Append(stream, (record,), None),))
+
+
+async def _end_of(unit: Awaitable[object]) -> None:
+    await unit
+
+
 async def read(channel: Channel, url: str) -> None:
     """The whole log through a cursor, 500 records at a time, each payload decoded; as often as asked."""
     log, decode = App(*application(url).services.values(), store=url).log("orders"), codec_for(OrderPlaced).decode

@@ -9,10 +9,12 @@ from benchmarks.harness.figures import Figure, at_most
 from benchmarks.harness.places import Place
 from benchmarks.harness.rounds import interleave, middle
 from benchmarks.spine import pair
+from benchmarks.spine.append import migrated
 from benchmarks.spine.sizes import Sizes
 
 PER_SECOND = 180
 LONGEST = 5.0
+LONGEST_BESIDE = 100.0
 """Milliseconds."""
 
 
@@ -27,7 +29,23 @@ def measure(place: Place, sizes: Sizes) -> list[Figure]:
         at_most(f"latency p50 {place.name}", p50, "ms", 2.0),
         at_most(f"latency p50, beside 5 ms {place.name}", (p50[0], LONGEST), "ms", 1.0),
         at_most(f"latency p99 {place.name}", p99, "ms", None),
+        *(_beside_held(place, sizes) if place.name == "postgres" else []),
     ]
+
+
+def _beside_held(place: Place, sizes: Sizes) -> list[Figure]:
+    """Not on SQLite, where an open transaction owns the file."""
+    url = migrated(place)
+    try:
+        with Children() as start:
+            target = "benchmarks.spine.children:append_beside_held"
+            found = start(target, url=url, seconds=sizes.held_seconds, per_second=PER_SECOND).hear(
+                sizes.held_seconds + 60
+            )
+    finally:
+        place.drop(url)
+    name = f"latency p99 of appends beside a held key {place.name}"
+    return [at_most(name, (found["p99"], LONGEST_BESIDE), "ms", 1.0)]
 
 
 def _percentiles(place: Place, kind: pair.Pair, seconds: float) -> dict[str, float]:

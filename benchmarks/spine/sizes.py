@@ -17,6 +17,7 @@ class Sizes(msgspec.Struct, frozen=True):
     deliver_messages: int
     outbox_messages: int
     latency_seconds: float
+    held_seconds: float
     read_messages: int
     backlog_messages: int
     memory_messages: int
@@ -34,6 +35,7 @@ FULL = Sizes(
     deliver_messages=60_000,
     outbox_messages=15_000,
     latency_seconds=10,
+    held_seconds=10,
     read_messages=200_000,
     backlog_messages=100_000,
     memory_messages=1_000_000,
@@ -51,6 +53,7 @@ QUICK = Sizes(
     deliver_messages=10_000,
     outbox_messages=3_000,
     latency_seconds=2,
+    held_seconds=3,
     read_messages=30_000,
     backlog_messages=70_000,
     memory_messages=200_000,
