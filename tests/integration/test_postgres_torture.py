@@ -105,6 +105,9 @@ class NaiveLog(PostgresLog):
     async def _raise_mark(self) -> None:
         self._mark = 1 << 62
 
+    def _is_current(self) -> bool:
+        return True
+
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:

@@ -27,7 +27,8 @@ COMMON = {"mmap_size": "0", "cache_size": "-4000", "trusted_schema": "OFF"}
 """Of every connection; the cache has 4 MB."""
 
 _paths: WeakKeyDictionary[apsw.Connection, str] = WeakKeyDictionary()
-_registering = threading.Lock()
+registering = threading.RLock()
+"""Held while a connection is opened and entered in the list, so that whoever holds it finds every one there."""
 
 
 def require_sqlite(version: str = apsw.sqlite_lib_version()) -> None:
@@ -74,7 +75,7 @@ def connect_reader(path: Path) -> apsw.Connection:
 
 def open_files() -> list[str]:
     """The paths of everything that this process has open through apsw, ours and the user's."""
-    with _registering:
+    with registering:
         ours = dict(_paths)
     # Ours are not asked, because they may be at work in another thread, and apsw refuses two at once.
     others = [connection for connection in apsw.connections() if connection not in ours]
@@ -89,13 +90,13 @@ def close_quietly(connection: apsw.Connection) -> None:
     """Closes a connection of which nothing is awaited any more; a failing disk may make that fail."""
     with suppress(apsw.Error):
         connection.close()
-    with _registering:
+    with registering:
         _paths.pop(connection, None)
 
 
 def _connect(path: Path, flags: int) -> apsw.Connection:
-    connection = apsw.Connection(str(path), flags=flags)
-    with _registering:
+    with registering:
+        connection = apsw.Connection(str(path), flags=flags)
         _paths[connection] = str(path)
     return connection
 

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from skald.errors import ForeignHandle, StoreUnavailable
-from skald.stores.sqlite.connect import open_files
+from skald.stores.sqlite.connect import open_files, registering
 
 _FOLDER = "/dev/fd"  # of this process, on Linux and macOS
 _PERIOD = 1.0
@@ -66,8 +66,9 @@ class FileWatch:
 
     def before_opening(self) -> None:
         """Refuses a file that this process has open already, unless through our own library."""
-        if not _ours(self._path) and _descriptors(identity(self._path)):
-            raise self._foreign()
+        with registering:
+            if _descriptors(identity(self._path)) and not _ours(self._path):
+                raise self._foreign()
 
     def opened(self) -> None:
         """Remembers which files are ours; to be called when the connection has read once."""
