@@ -10,7 +10,9 @@ import pytest
 from skald import NEVER, App, Attempt, Retry, RuntimeSettings, Service, SystemClock, Transaction
 from skald.errors import StoreUnavailable
 from skald.messaging import parking
+from skald.messaging.deliverer import Deliverer
 from skald.telemetry import Parked, Recovering
+from skald.unit import Delivery
 from tests.simulation.stage import (
     MIGRATIONS,
     QUICK,
@@ -23,6 +25,7 @@ from tests.simulation.stage import (
     effect,
     effects,
     eventually,
+    happens,
     no_deliveries,
     occurrences,
     playing,
@@ -214,3 +217,36 @@ async def test_a_claim_whose_reply_was_lost_is_found_again(store_url: str, monke
         await eventually(lambda: no_deliveries(sink))
         assert any(isinstance(item, Recovering) for item in noticed.items)
     assert lost
+
+
+async def test_work_that_is_taken_again_before_its_last_attempt_has_quite_ended_is_done(
+    store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its row is free as soon as the failure is committed; the task that made the attempt learns of that later."""
+    source, sink = two_services()
+    numbers: Seen[int] = Seen()
+    again = asyncio.Event()
+
+    @sink.queue(Job, workers=2, retry=Retry(immediate=1, delays=(0.000_001,)))
+    async def work(job: Job, attempt: Attempt) -> None:
+        numbers.note(attempt.number)
+        if attempt.number == 1:
+            raise ValueError
+
+    async def ends_late(self: Deliverer, *args: Any) -> None:
+        await end(self, *args)
+        await happens(again)
+
+    async def claims(*args: Any, **kwargs: Any) -> list[Delivery]:
+        found = await claim(*args, **kwargs)
+        if any(delivery.attempts for delivery in found):
+            again.set()
+        return found
+
+    end, claim = Deliverer._end, parking.claim_work
+    monkeypatch.setattr(Deliverer, "_end", ends_late)
+    monkeypatch.setattr(parking, "claim_work", claims)
+    async with playing(App(source, sink, store=store_url, settings=QUICK)):
+        await source.publish(Job("a", 0))
+        assert await numbers.count(2) == [1, 2]
+        await eventually(lambda: no_deliveries(sink))

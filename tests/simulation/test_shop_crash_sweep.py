@@ -23,6 +23,7 @@ from examples.shop.house import SHOP, House, providers
 from examples.shop.supervisor import Child
 from skald.failpoints import VARIABLE
 from tests.acceptance.test_shop_failures import PACE
+from tests.simulation.stage import cursors, deliveries
 
 SETTLED = {"CONFIRMED", "CANCELLED"}
 TURNS = 1_200
@@ -108,7 +109,16 @@ async def balanced(house: OneProcess, acknowledged: list[str]) -> None:
         if found.balanced:
             return
         await house.supervisor.tick()
-    raise AssertionError(found.as_dict())
+    wrong = [finding for finding in found.findings if not finding.holds]
+    raise AssertionError(f"{wrong}; waiting: {await waiting(house)}; see {house.supervisor.logs}")
+
+
+async def waiting(house: OneProcess) -> dict[str, object]:
+    """What each service has still to do, and how far it has come."""
+    async with house.app.connect():
+        return {
+            service.name: (await deliveries(service), await cursors(service)) for service in house.app.services.values()
+        }
 
 
 async def places(house: OneProcess, http: httpx.AsyncClient, folder: Path) -> list[str]:

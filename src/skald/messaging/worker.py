@@ -25,8 +25,6 @@ from skald.unit import Delivery
 
 AGAIN = 1.0
 """Seconds before something unforeseen is tried again."""
-Place = tuple[str, int]
-"""Origin and position."""
 
 
 class Worker:
@@ -50,7 +48,7 @@ class Worker:
         self._deliverer = Deliverer(
             store=store, submit=submit, invoker=invoker, publisher=publisher, clock=clock, owner=owner
         )
-        self._active: dict[Place, asyncio.Task[None]] = {}
+        self._active: dict[asyncio.Task[None], Delivery] = {}
         self._wake = asyncio.Event()
         self._stopping = False
         self._draining = True
@@ -101,13 +99,17 @@ class Worker:
         if not self._draining and len(found) < free:
             found += await self._claim(free - len(found), suspects=False)
         self._uncertain = False
-        begun = False
-        for delivery in found:
-            place = (delivery.origin, delivery.record.position)
-            if place not in self._active:
-                begun = True
-                self._active[place] = asyncio.create_task(self._work(place, delivery))
-        return begun
+        # What is ours may be in work already. What came back in the same moment in which its last attempt ended is not.
+        new = [delivery for delivery in found if delivery not in self._active.values()]
+        for delivery in new:
+            task = asyncio.create_task(self._work(delivery))
+            self._active[task] = delivery
+            task.add_done_callback(self._ended)
+        return bool(new)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        del self._active[task]
+        self._wake.set()
 
     async def _claim(self, limit: int, *, suspects: bool) -> list[Delivery]:
         return await parking.claim_work(
@@ -133,14 +135,10 @@ class Worker:
             async with asyncio.timeout(seconds):
                 await self._wake.wait()
 
-    async def _work(self, place: Place, delivery: Delivery) -> None:
-        try:
-            # There is no event to wait for.
-            while not await self._delivered(delivery):  # noqa: ASYNC110
-                await asyncio.sleep(AGAIN)
-        finally:
-            del self._active[place]
-            self._wake.set()
+    async def _work(self, delivery: Delivery) -> None:
+        # There is no event to wait for.
+        while not await self._delivered(delivery):  # noqa: ASYNC110
+            await asyncio.sleep(AGAIN)
 
     async def _delivered(self, delivery: Delivery) -> bool:
         try:
@@ -154,7 +152,7 @@ class Worker:
         return True
 
     async def _drop(self, grace: float) -> None:
-        tasks = list(self._active.values())
+        tasks = list(self._active)
         if not tasks:
             return
         _, late = await asyncio.wait(tasks, timeout=grace)
