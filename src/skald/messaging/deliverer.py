@@ -185,4 +185,4 @@ def tell(group: str, handler: str, origin: str, record: Record, taken: Taken, no
     if taken.state is DeliveryState.PARKED:
         emit(Parked(*where, taken.attempts, taken.error or ""))
     elif taken.state in (DeliveryState.DELAYED, DeliveryState.QUEUED) and taken.error is not None:
-        emit(Retried(*where, taken.attempts, (taken.due - now) / 1e6, taken.error))
+        emit(Retried(*where, taken.attempts, max(0, taken.due - now) / 1e6, taken.error))
