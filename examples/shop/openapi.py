@@ -72,6 +72,7 @@ HANDMADE: Json = {
 REFUSALS = {
     400: "cannot be read",
     404: "there is no such order",
+    408: "did not arrive in time",
     409: "cannot be done any more, with the reason",
     413: "too large",
     422: "does not fit, or the Idempotency-Key was used with another body",
@@ -109,7 +110,9 @@ def _paths(new_order: str, cancellation: str) -> Json:
     stream = {"200": {"description": "the order now and after each change", "content": {"text/event-stream": {}}}}
     return {
         "/orders": {
-            "post": _post("Place an order", "durable, and being processed", new_order, [key], True, 400, 413, 422, 429),
+            "post": _post(
+                "Place an order", "durable, and being processed", new_order, [key], True, 400, 408, 413, 422, 429
+            ),
             "get": _get("The orders of a customer, newest first", _json(200, "a page", "Page"), listing, 400),
         },
         "/orders/{order_id}": {"get": _get("One order", _json(200, "the order", "Order"), [order_id], 404)},
@@ -122,6 +125,7 @@ def _paths(new_order: str, cancellation: str) -> Json:
                 False,
                 400,
                 404,
+                408,
                 409,
                 413,
                 422,
