@@ -19,7 +19,7 @@ from skald.stores.sqlite import doorbell
 from skald.stores.sqlite.reader import Reader
 
 _SQL = blocks(__package__, "log")
-_READ, _READ_TYPES = _SQL["read_log"], _SQL["read_log_of_types"]
+_READ, _READ_EVENTS, _READ_TYPES = _SQL["read_log"], _SQL["read_events_alone"], _SQL["read_log_of_types"]
 _LAST = 2**63 - 1
 
 
@@ -45,7 +45,8 @@ class SqliteLog:
         """Both tables, merged by position; payloads of types not asked for are ``None``."""
         last = _LAST if upto is None else upto
         if types is None:
-            rows = self._reader.rows(_READ, position, last, limit)
+            page = (position, last, limit)
+            rows = self._reader.rows(_READ_EVENTS, *page) or self._reader.rows(_READ, *page)
         else:
             rows = self._reader.rows(_READ_TYPES, position, last, limit, _json(types))
         return list(starmap(Record, rows))

@@ -10,6 +10,14 @@ SELECT position, id, aggregatetype, aggregateid, slot, type, version, time, corr
 FROM skald_messages WHERE position BETWEEN ?1 AND ?2
 ORDER BY position LIMIT ?3
 
+-- Nothing if there are messages in this stretch too. Without the merge, a long log is read in nine tenths of the time.
+-- name: read_events_alone
+SELECT position, id, aggregatetype, aggregateid, slot, type, version, time, correlation_id, causation_id, traceparent,
+       payload, stream, stream_version
+FROM skald_events WHERE position BETWEEN ?1 AND ?2
+  AND NOT EXISTS (SELECT 1 FROM skald_messages WHERE position BETWEEN ?1 AND ?2)
+ORDER BY position LIMIT ?3
+
 -- The payloads of types that nobody asked for are not even read from their pages.
 -- name: read_log_of_types
 SELECT position, id, aggregatetype, aggregateid, slot, type, version, time, correlation_id, causation_id, traceparent,
