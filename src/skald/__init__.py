@@ -10,6 +10,7 @@ from skald.messaging.transaction import Transaction
 from skald.retry import NEVER, Retry
 from skald.runtime.service import RuntimeSettings
 from skald.unit import NEW, Tag
+from skald.workflows.definition import Handle, step, workflow
 
 __all__ = [
     "NEVER",
@@ -21,6 +22,7 @@ __all__ = [
     "Command",
     "Envelope",
     "Event",
+    "Handle",
     "ManualClock",
     "Notification",
     "Retry",
@@ -32,4 +34,6 @@ __all__ = [
     "command",
     "event",
     "notification",
+    "step",
+    "workflow",
 ]

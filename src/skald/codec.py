@@ -330,11 +330,13 @@ def _locate(error: Any) -> tuple[str, str]:
 
 
 class Codec:
-    """Encodes and decodes the messages of one class; safe to share between threads."""
+    """Encodes and decodes the messages of one class, or the values of any type; safe to share between threads."""
 
-    def __init__(self, cls: type, max_body: int = MAX_BODY) -> None:
-        declared = cls.__dict__.get("__message__")
-        self.type: str = declared.name if declared is not None else cls.__name__
+    def __init__(self, cls: Any, max_body: int = MAX_BODY, *, name: str | None = None) -> None:
+        declared = getattr(cls, "__dict__", {}).get("__message__")  # a union has none
+        if name is None:
+            name = declared.name if declared is not None else getattr(cls, "__name__", str(cls))
+        self.type: str = name
         self._max_body = max_body
         self._write: Callable[[Any], bytes] = _write_model
         self._read: Callable[[bytes], Any] = partial(_read_model, cls)
@@ -343,7 +345,7 @@ class Codec:
         if not _is_model(cls):
             self._compile(cls)
 
-    def _compile(self, cls: type) -> None:
+    def _compile(self, cls: Any) -> None:
         try:
             kind = inspect.type_info(cls)
             self._read = msgspec.json.Decoder(cls, dec_hook=_dec_hook).decode

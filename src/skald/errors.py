@@ -95,6 +95,14 @@ class DeliveryGone(Rejection):
         self.handler, self.origin, self.position = handler, origin, position
 
 
+class WorkflowExists(Rejection):
+    """A workflow with this id was started before."""
+
+    def __init__(self, id: str) -> None:
+        super().__init__(f"a workflow with the id {id!r} was started before")
+        self.id = id
+
+
 # --- stores -----------------------------------------------------------------------------------------------------------
 
 
@@ -167,3 +175,57 @@ class Overloaded(SkaldError):
 
 class Stopped(SkaldError):
     """The runtime is stopping or was never started; nothing was written."""
+
+
+# --- workflows --------------------------------------------------------------------------------------------------------
+
+
+class WorkflowError(SkaldError):
+    """What concerns a workflow or one of its steps."""
+
+
+class NotInWorkflow(WorkflowError):
+    """Something whose outcome no replay could repeat; names the line and what to do instead."""
+
+    def __init__(self, what: str, line: str, remedy: str) -> None:
+        super().__init__(f"{line}: {what} cannot be used inside a workflow: {remedy}")
+        self.what, self.line, self.remedy = what, line, remedy
+
+
+class NeverIdle(WorkflowError):
+    """A workflow that polls instead of waiting: nothing from outside can ever reach it."""
+
+    def __init__(self, lines: str) -> None:
+        super().__init__(f"the workflow is always ready again and never waits, at {lines}: await what it waits for")
+
+
+class Diverged(WorkflowError):
+    """The code does not do what the history of this workflow says it did. Put the old behaviour back."""
+
+    def __init__(self, position: int, history: str, code: str) -> None:
+        super().__init__(f"at position {position} the history has {history}, and the code {code}")
+        self.position, self.history, self.code = position, history, code
+
+
+class StepFailed(WorkflowError):
+    """A step has failed for the last time. ``type`` and ``message`` are those of its exception."""
+
+    def __init__(self, step: str, type: str, message: str) -> None:
+        super().__init__(f"{step}: {type}: {message}")
+        self.step, self.type, self.message = step, type, message
+
+
+class WorkflowFailed(WorkflowError):
+    """The workflow ended with an exception. ``type`` and ``message`` are those of its exception."""
+
+    def __init__(self, id: str, type: str, message: str) -> None:
+        super().__init__(f"workflow {id}: {type}: {message}")
+        self.id, self.type, self.message = id, type, message
+
+
+class WorkflowMismatch(WorkflowError):
+    """This id belongs to a workflow with another name or other arguments."""
+
+
+class WorkflowUnknown(WorkflowError):
+    """There is no workflow with this id."""

@@ -44,6 +44,8 @@ class StoreFeatures(msgspec.Struct, frozen=True):
     """How many groups a process commits at once: while the database works on one, the next is put together."""
     for_update: str
     """What to append to a ``SELECT`` that claims rows: ``FOR UPDATE SKIP LOCKED``, or nothing."""
+    workflows: bool
+    """Units may start, journal and end workflows."""
     external_sessions: bool
     """A session or connection of the user's own driver can carry units (SQLAlchemy, psycopg, ``publish`` in SQL)."""
 

@@ -101,8 +101,38 @@ class Recovering(Occurrence, frozen=True):
     again_in: float
 
 
+class StepRetried(Occurrence, frozen=True):
+    """``attempts`` have failed; the next one begins after ``delay`` seconds."""
+
+    service: str
+    workflow: str
+    id: str
+    step: str
+    attempts: int
+    delay: float
+    error: str
+
+
+class WorkflowStopped(Occurrence, frozen=True):
+    """It cannot go on with this code: it waits, as it is, for the next start of a process."""
+
+    service: str
+    workflow: str
+    id: str
+    error: str
+
+
+class WorkflowComplaint(Occurrence, frozen=True):
+    """What asyncio would have logged: an exception of a task that nobody awaited, mostly."""
+
+    service: str
+    workflow: str
+    id: str
+    text: str
+
+
 _listeners: list[Callable[[Occurrence], None]] = []
-_WARN = (Retried, LanesTaken, Recovering)
+_WARN = (Retried, LanesTaken, Recovering, StepRetried, WorkflowComplaint)
 
 
 def listen(listener: Callable[[Occurrence], None]) -> Callable[[], None]:

@@ -5,14 +5,14 @@ Everything the runtime does is: read an input, decide (pure code), and commit th
 applied inside a transaction that the user's code holds (``Transaction.apply``).
 
 Guards: the expected versions of streams and tags, the fence of the process that writes, the place of a lane's
-cursor, the presence of the deliveries that it resolves. If any guard fails nothing of the unit is written and its
-outcome is the ``Rejection`` that says which.
+cursor, the presence of the deliveries that it resolves, the absence of the workflows that it starts. If any guard fails
+nothing of the unit is written and its outcome is the ``Rejection`` that says which.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 
 import msgspec
 
@@ -91,8 +91,56 @@ class Resolve(msgspec.Struct, frozen=True, gc=False):
     owner: str | None = None
 
 
+class WorkflowState(StrEnum):
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+
+
+class WorkflowStart(msgspec.Struct, frozen=True, gc=False):
+    """A workflow begins; if its ``id`` exists already the unit is rejected. ``run`` is its id among all that ever ran,
+    and rises with the time (UUIDv7), so that the rows of a journal stand together."""
+
+    run: str
+    id: str
+    workflow: str
+    owner: str
+    input: bytes
+    time: int
+
+
+class EntryKind(IntEnum):
+    STEP_DONE = 0
+    STEP_FAILED = 1
+    TIMER = 2
+
+
+class JournalEntry(msgspec.Struct, frozen=True, gc=False):
+    """What a workflow was told, at its place in the order in which it was told. Never replaced: a second one for the
+    same place rejects its unit. ``name``, ``digest`` and ``occurrence`` say which step; ``payload`` is its result."""
+
+    run: str
+    position: int
+    kind: EntryKind
+    name: str
+    digest: bytes
+    occurrence: int
+    time: int
+    payload: bytes | None
+
+
+class WorkflowEnd(msgspec.Struct, frozen=True, gc=False):
+    """A workflow has ended, with its result or its failure."""
+
+    run: str
+    state: WorkflowState
+    outcome: bytes
+    time: int
+
+
 class Unit(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """The writes: ``events`` (facts in no stream), ``appends``, ``messages`` (commands, replies), deliveries, a cursor.
+    """The writes: ``events`` (facts in no stream), ``appends``, ``messages`` (commands, replies), deliveries, a cursor;
+    of workflows ``starts``, ``journal`` and ``ends``.
 
     ``deliveries`` are written whole, after the ``resolves``: one that exists already is replaced, and a unit may
     resolve a delivery and write it again.
@@ -106,21 +154,30 @@ class Unit(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     cursor: CursorMove | None = None
     deliveries: tuple[Delivery, ...] = ()
     resolves: tuple[Resolve, ...] = ()
+    starts: tuple[WorkflowStart, ...] = ()
+    journal: tuple[JournalEntry, ...] = ()
+    ends: tuple[WorkflowEnd, ...] = ()
 
     @property
     def guarded(self) -> bool:
         """Whether it has any keys."""
-        return bool(self.appends or self.tags or self.resolves) or self.cursor is not None
+        return bool(self.appends or self.tags or self.resolves or self.starts) or self.cursor is not None
+
+    @property
+    def of_workflows(self) -> bool:
+        """Whether it writes anything of a workflow."""
+        return bool(self.journal or self.starts or self.ends)
 
     def keys(self) -> Sequence[str]:
         """The keys that this unit is guarded by; a group holds one unit per key."""
-        if not (self.appends or self.tags or self.resolves or self.cursor):
+        if not (self.appends or self.tags or self.resolves or self.cursor or self.starts):
             return ()
         keys = [f"stream:{append.stream}" for append in self.appends]
         keys += [f"tag:{tag.tag}" for tag in self.tags]
         if self.cursor is not None:
             keys.append(f"cursor:{self.cursor.group}:{self.cursor.origin}:{self.cursor.lane}")
         keys += [f"delivery:{r.group}:{r.handler}:{r.origin}:{r.position}" for r in self.resolves]
+        keys += [f"workflow:{start.id}" for start in self.starts]
         return keys
 
 

@@ -307,11 +307,13 @@ def test_the_doctor_fails_on_errors_alone(skald: Run, played: App) -> None:
 
 
 def test_migrations_are_planned_printed_and_applied(skald: Run) -> None:
-    assert skald("migrate", "plan").out == "orders: 0001_log.sql\npayments: 0001_log.sql\n"
+    assert skald("migrate", "plan").out == (
+        "orders: 0001_log.sql\norders: 0002_workflows.sql\npayments: 0001_log.sql\npayments: 0002_workflows.sql\n"
+    )
     assert not Path("data").exists()
     assert "CREATE TABLE skald_events" in skald("migrate", "print", "--service", "orders").out
-    assert skald("migrate", "up", "--service", "orders").out == "orders: 0001_log.sql\n"
-    assert skald("migrate").out == "orders: up to date\npayments: 0001_log.sql\n"
+    assert skald("migrate", "up", "--service", "orders").out == "orders: 0001_log.sql, 0002_workflows.sql\n"
+    assert skald("migrate").out == "orders: up to date\npayments: 0001_log.sql, 0002_workflows.sql\n"
     assert skald("migrate", "plan").out == "nothing to apply\n"
 
 

@@ -139,6 +139,7 @@ async def take_over(store: Store, process: str) -> int:
         failpoints.hit("take_over.unfenced")
         freed = await tx.execute(_SQL["orphan_lanes"], process=process)
         failpoints.hit("take_over.lanes")
+        freed += await tx.execute(_SQL["orphan_workflows"], process=process)
         return freed + await tx.execute(_SQL["orphan_deliveries"], process=process, error=ENDED)
 
 
@@ -148,4 +149,5 @@ async def hand_over(store: Store, process: str) -> int:
         await tx.execute(_SQL["unfence"], process=process)
         failpoints.hit("hand_over.unfenced")
         freed = await tx.execute(_SQL["hand_over_lanes"], process=process)
+        freed += await tx.execute(_SQL["orphan_workflows"], process=process)
         return freed + await tx.execute(_SQL["hand_over_deliveries"], process=process)

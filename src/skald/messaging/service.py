@@ -27,6 +27,7 @@ from skald.messaging.transaction import Transaction
 from skald.retry import Policy
 from skald.store import Row, Store
 from skald.unit import Tag
+from skald.workflows.definition import Workflow
 
 if TYPE_CHECKING:
     from skald.messaging.connection import Connection
@@ -43,6 +44,7 @@ class Service:
     ``transactions`` is a SQLAlchemy sessionmaker (or async_sessionmaker) or a psycopg pool on the service's PostgreSQL
     database: its transactions, those of handlers included, then run in such a session, which is ``tx.connection``.
     ``retention`` gives the days for which messages of a type are kept; events are kept for ever by default.
+    ``workflows`` are the workflows that run in the service's processes and are stored in its database.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Service:
         start: Start = "start",
         retention: dict[type, float] | None = None,
         transactions: Any = None,
+        workflows: Iterable[Workflow[*tuple[Any, ...], Any]] = (),
     ) -> None:
         if not _NAME.fullmatch(name):
             raise ConfigurationError(
@@ -70,6 +73,11 @@ class Service:
         self.retention = {message_type(cls).name: days for cls, days in (retention or {}).items()}
         self.transactions = transactions
         self.publishes = tuple(message_type(cls) for cls in publishes)
+        self.workflows = tuple(workflows)
+        names = [workflow.name for workflow in self.workflows]
+        if len(set(names)) != len(names):
+            double = sorted({each for each in names if names.count(each) > 1})
+            raise ConfigurationError(f"Service({name!r}): two workflows are named {', '.join(double)}")
         self.handlers: list[Handler] = []
         self.providers: dict[type, Provider] = {}
         self._connection: Connection | None = None

@@ -33,8 +33,9 @@ Place = tuple[str, int]
 
 
 class Balance:
-    """``consumers`` is the process's own list; more may appear in it. ``forget`` ends a membership, ``lose`` is called
-    when this process has been taken over itself, ``pause`` (seconds) is told when something has to wait."""
+    """``consumers`` is the process's own list; more may appear in it. ``forget`` ends a membership, ``freed`` is called
+    when the work of another process became free, ``lose`` when this process has been taken over itself; ``pause``
+    (seconds) is told when something has to wait."""
 
     def __init__(
         self,
@@ -44,11 +45,12 @@ class Balance:
         subscriptions: Sequence[Subscription],
         consumers: list[Consumer],
         forget: Callable[[str], None],
+        freed: Callable[[], None],
         lose: Callable[[], None],
         pause: float,
     ) -> None:
         self._store, self._member, self._subscriptions, self._consumers = store, member, subscriptions, consumers
-        self._forget, self._lose, self._pause = forget, lose, pause
+        self._forget, self._freed, self._lose, self._pause = forget, freed, lose, pause
         self._group, self._me = member.group, member.id
         self._alive: list[Member] = [member]
         self._dead: list[tuple[Member, str]] = []
@@ -119,6 +121,7 @@ class Balance:
         failpoints.hit("take_over.after")
         self._forget(id)
         if freed:
+            self._freed()
             emit(LanesTaken(self._group, self._me, id, reason))
 
     async def _find_strangers(self) -> None:

@@ -36,6 +36,7 @@ from skald.runtime.process import this_process
 from skald.runtime.pruner import Pruner, PrunerSettings, Slowest
 from skald.store import Log, Store
 from skald.telemetry import Recovering, Refused, emit, log
+from skald.workflows.executor import Executor
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 5.0
 """Seconds between tries to open the log of an origin that is not there yet."""
@@ -101,7 +102,7 @@ class RunningService:
         """Set when another process has taken over from this one, or when this one cannot go on."""
         self._balance = Balance(
             store=self._store, member=self.member, subscriptions=subscriptions, consumers=self.consumers,
-            forget=self._forget, lose=self._lose, pause=self._settings.lease / 3,
+            forget=self._forget, freed=self._work_is_free, lose=self._lose, pause=self._settings.lease / 3,
         )  # fmt: skip
         self._lease = Lease(
             self.member, self._store.membership, lease=self._settings.lease, lost=self._lose, seen=self._balance.saw
@@ -109,6 +110,10 @@ class RunningService:
         self._pruner = readers and Pruner(
             store=self._store, service=self._service, readers=readers, clock=clock, settings=self._settings.pruner,
             leads=lambda: self._balance.leads,
+        )  # fmt: skip
+        self._executor = Executor(
+            self._service.name, self._service.workflows, store=self._store, committer=connected.committer, clock=clock,
+            owner=self.member.id, lose=self._lose,
         )  # fmt: skip
         self._tasks: list[asyncio.Task[None]] = []
         self._resources = AsyncExitStack()
@@ -140,6 +145,9 @@ class RunningService:
         for handler in handlers:
             if handler.queue is not None:
                 self._start_worker(handler, invoker)
+        if self._service.workflows:
+            self._executor.start()
+            self._spawn(self._executor.run(), f"skald:{name}:workflows")
         self._spawn(self._balance.run(), f"skald:{name}:lanes")
         if self._pruner is not None:
             self._spawn(self._pruner.run(), f"skald:{name}:pruner")
@@ -167,6 +175,9 @@ class RunningService:
 
     def _forget(self, id: str) -> None:
         self._lease.forget(id)
+
+    def _work_is_free(self) -> None:
+        self._executor.look()
 
     def _start_worker(self, handler: Handler, invoker: Invoker) -> None:
         worker = Worker(
@@ -237,6 +248,7 @@ class RunningService:
             await consumer.stop()
         for worker in self.workers:
             await worker.stop()
+        await self._executor.stop()
         if self._pruner is not None:
             await self._pruner.stop()
         if self._tasks:

@@ -46,6 +46,8 @@ INSERT INTO skald_fences (process) VALUES (:process)
 SELECT process FROM skald_fences
 UNION
 SELECT owner FROM skald_cursors WHERE owner IS NOT NULL
+UNION
+SELECT owner FROM skald_workflows WHERE owner IS NOT NULL AND ended_at IS NULL
 
 -- name: unfence
 DELETE FROM skald_fences WHERE process = :process
@@ -61,3 +63,6 @@ UPDATE skald_deliveries SET owner = NULL, attempts = attempts + 1, error = :erro
 
 -- name: hand_over_deliveries
 UPDATE skald_deliveries SET owner = NULL WHERE owner = :process
+
+-- name: orphan_workflows
+UPDATE skald_workflows SET owner = NULL WHERE owner = :process AND ended_at IS NULL

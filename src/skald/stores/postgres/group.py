@@ -74,6 +74,9 @@ class Group:
 
     def _add(self, index: int, unit: Unit) -> None:
         start = len(self.records)
+        if unit.of_workflows:
+            self._refuse(index, Rejection("workflows are not supported on PostgreSQL yet: keep this service on SQLite"))
+            return
         places: tuple[Place, ...] = ()
         if unit.events:
             self.records += unit.events
@@ -83,8 +86,7 @@ class Group:
             places = self._add_heads(index, unit)
             if index in self.rejected:
                 del self.records[start:], self.rows[start:]
-                self.spans.append((start, start))
-                self.places.append(())
+                self._refuse(index, self.rejected[index])
                 return
         if unit.messages:
             self.has_messages = True
@@ -102,6 +104,11 @@ class Group:
             )
         for delivery in unit.deliveries:
             self.deliveries.append((index, *_delivery_row(delivery)))
+
+    def _refuse(self, index: int, rejection: Rejection) -> None:
+        self.rejected[index] = rejection
+        self.spans.append((len(self.records), len(self.records)))
+        self.places.append(())
 
     def _add_heads(self, index: int, unit: Unit) -> tuple[Place, ...]:
         """One row per key, however often the unit names it; the records of its appends with their place in it."""

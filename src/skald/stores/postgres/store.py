@@ -27,7 +27,11 @@ from skald.stores.postgres.transaction import Pool, PostgresTransaction, Row, fe
 from skald.unit import Committed, Unit
 
 FEATURES = StoreFeatures(
-    exclusive_transactions=False, writers=2, for_update="FOR UPDATE SKIP LOCKED", external_sessions=True
+    exclusive_transactions=False,
+    writers=2,
+    for_update="FOR UPDATE SKIP LOCKED",
+    workflows=False,
+    external_sessions=True,
 )
 
 

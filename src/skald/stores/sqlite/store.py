@@ -38,7 +38,9 @@ from skald.unit import Committed, Unit
 class SqliteStore:
     """See ``skald.store.Store``. ``transaction_limit`` (seconds) bounds a transaction of the user's code."""
 
-    features = StoreFeatures(exclusive_transactions=True, writers=1, for_update="", external_sessions=False)
+    features = StoreFeatures(
+        exclusive_transactions=True, writers=1, for_update="", workflows=True, external_sessions=False
+    )
 
     def __init__(self, path: Path, service: str, *, transaction_limit: float = 1.0, clock: Clock | None = None) -> None:
         self.service = service

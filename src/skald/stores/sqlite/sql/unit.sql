@@ -32,6 +32,20 @@ INSERT OR REPLACE INTO skald_deliveries (
     payload, priority, delay
 ) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 
+-- name: started
+SELECT id FROM skald_workflows WHERE id IN (SELECT value FROM json_each(?1))
+
+-- name: start
+INSERT INTO skald_workflows (run, id, workflow, state, owner, input, started_at)
+VALUES (?1, ?2, ?3, 'running', ?4, ?5, ?6)
+
+-- name: journal
+INSERT INTO skald_journal (run, position, kind, name, digest, occurrence, time, payload)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+
+-- name: end
+UPDATE skald_workflows SET state = ?2, outcome = ?3, ended_at = ?4, owner = NULL WHERE run = ?1
+
 -- name: last_position
 SELECT position FROM skald_sequence
 

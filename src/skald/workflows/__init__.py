@@ -1,0 +1,1 @@
+"""Durable workflows: asyncio that survives a crash."""
