@@ -11,6 +11,9 @@ the same order whenever the same things are delivered in the same order. Three r
   addresses is cancelled in another order at each replay. The upper bits are the workflow's own (``salt``): the sets
   that asyncio keeps over all loops would otherwise be full of equal hashes.
 
+asyncio's ``as_completed`` keeps bare coroutines in a set, whose order no loop can know: give it tasks if what they do
+first must come in order (drawing random numbers); steps are told apart by their arguments, and do not mind.
+
 What cannot work here, because its outcome would not be journalled, raises at the call, with the line and the remedy.
 """
 
