@@ -82,7 +82,10 @@ def pythons() -> dict[str, str]:
     """This Python and the others of this machine, by their version."""
     found = {f"{sys.version_info[0]}.{sys.version_info[1]}": sys.executable}
     for version in OTHERS:
-        places: list[Path | str | None] = [*Path.home().glob(f".pyenv/versions/{version}.*/bin/python"), shutil.which(f"python{version}")]
+        places: list[Path | str | None] = [
+            *Path.home().glob(f".pyenv/versions/{version}.*/bin/python"),
+            shutil.which(f"python{version}"),
+        ]
         for place in filter(None, places):
             asked = subprocess.run([place, "--version"], capture_output=True, text=True, check=False)
             if asked.returncode == 0:
