@@ -56,7 +56,8 @@ class Signature:
             kind = hints.get(name, Any)
             default = () if parameter.default is parameter.empty else (parameter.default,)
             fields.append((name, kind, *default))
-        self._struct = msgspec.defstruct(function.__name__, fields, frozen=True)
+        # Without defaults, so that a parameter that is added with one does not change the digests of older calls.
+        self._struct = msgspec.defstruct(function.__name__, fields, frozen=True, omit_defaults=True)
         self._names = self._struct.__struct_fields__
         self._named = [name for name, p in inspect.signature(function).parameters.items() if p.kind == p.KEYWORD_ONLY]
         self._arguments = Codec(self._struct)
