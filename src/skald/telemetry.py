@@ -144,7 +144,7 @@ def listen(listener: Callable[[Occurrence], None]) -> Callable[[], None]:
 def line(occurrence: Occurrence) -> str:
     """What the log says of it."""
     fields = msgspec.to_builtins(occurrence)
-    if isinstance(occurrence, Retried | Parked):
+    if isinstance(occurrence, Retried | Parked | StepRetried):
         fields["error"] = occurrence.error.partition(":")[0]
     fields = {name: scrubbed(value) if isinstance(value, str) else value for name, value in fields.items()}
     return msgspec.json.encode(fields).decode(errors="replace")

@@ -21,9 +21,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 import pytest_asyncio
 
-pytest.register_assert_rewrite(
-    *(f"skald.testing.store_{part}" for part in ("units", "inbox", "log", "transactions", "schema", "members"))
-)
+_PARTS = ("units", "inbox", "log", "transactions", "schema", "members", "workflows")
+pytest.register_assert_rewrite(*(f"skald.testing.store_{part}" for part in _PARTS))
 
 from skald.store import Store  # noqa: E402 — asserts are rewritten only in modules that are not imported yet
 from skald.testing.model import check_against_model  # noqa: E402
@@ -33,6 +32,7 @@ from skald.testing.store_members import MembersConformance  # noqa: E402
 from skald.testing.store_schema import SchemaConformance  # noqa: E402
 from skald.testing.store_transactions import TransactionConformance  # noqa: E402
 from skald.testing.store_units import UnitConformance  # noqa: E402
+from skald.testing.store_workflows import WorkflowConformance  # noqa: E402
 
 NewHandle = Callable[[], Store]
 NewStore = Callable[[], Awaitable[Store]]
@@ -45,6 +45,7 @@ class StoreConformance(
     TransactionConformance,
     MembersConformance,
     SchemaConformance,
+    WorkflowConformance,
 ):
     """Needs the fixture ``new_handle``; gives ``new_store`` (opens another handle) and ``store`` (the first
     one).
