@@ -125,7 +125,8 @@ class Step(Generic[P, R]):
         self.signature = Signature(function)
         self.__doc__, self.__name__, self.__wrapped__ = function.__doc__, function.__name__, function
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
+    # Not Coroutine[Any, Any, R]: with Any in it, mypy would not know which overload of asyncio.gather is meant.
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[object, None, R]:
         loop = running()
         if loop is None:
             return self._plain(*args, **kwargs)
@@ -217,7 +218,7 @@ class Workflow(Generic[*Ts, R]):
         """One that was started before."""
         return self.starter.handle(cast("Any", self), id)
 
-    def __call__(self, *args: *Ts) -> Coroutine[Any, Any, R]:
+    def __call__(self, *args: *Ts) -> Coroutine[object, None, R]:
         """The plain function, for tests and for use inside another workflow: nothing of its own is stored."""
         return self.function(*args)
 

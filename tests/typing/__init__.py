@@ -1,0 +1,1 @@
+"""What type checkers must infer; never run, checked by ``script/lint``."""
