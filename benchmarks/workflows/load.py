@@ -18,8 +18,11 @@ from benchmarks.spine.limits.rows import Row
 from benchmarks.spine.messages import now
 from benchmarks.workflows.order import charge_card, create_shipment, order, reserve_stock, send_email
 from skald.message import new_id
+from skald.runtime.memory import calm_collector
 
-asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())  # as `skald run` does
+# As `skald run` does, for the bare ones too.
+asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
+calm_collector()
 
 
 async def callers(run: Callable[[int], Awaitable[Any]], at_once: int, seconds: float, numbers: count[int]) -> Any:

@@ -7,7 +7,7 @@ from skald.messaging.blocking import BlockingTransaction
 from skald.messaging.definition import Attempt
 from skald.messaging.service import Service
 from skald.messaging.transaction import Transaction
-from skald.retry import NEVER, Retry
+from skald.retry import NEVER, Backoff, Retry
 from skald.runtime.service import RuntimeSettings
 from skald.unit import NEW, Tag
 from skald.workflows.definition import Handle, step, workflow
@@ -17,6 +17,7 @@ __all__ = [
     "NEW",
     "App",
     "Attempt",
+    "Backoff",
     "BlockingTransaction",
     "Clock",
     "Command",

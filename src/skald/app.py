@@ -86,7 +86,7 @@ class App:
                 raise ConfigurationError(
                     f"{service}: transactions= needs PostgreSQL; on SQLite the transaction is the library's own"
                 )
-            return SqliteStore(self._folder(url) / f"{service}.db", service)
+            return SqliteStore(self._folder(url) / f"{service}.db", service, clock=self._clock)
         if urlsplit(url).scheme in ("postgresql", "postgres"):
             try:
                 from skald.stores.postgres import PostgresStore

@@ -6,6 +6,8 @@ program may want to look at is a typed attribute, never a part of the text.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 
 class SkaldError(Exception):
     """The root of everything that this library raises on purpose."""
@@ -101,6 +103,14 @@ class WorkflowExists(Rejection):
     def __init__(self, id: str) -> None:
         super().__init__(f"a workflow with the id {id!r} was started before")
         self.id = id
+
+
+class WorkflowKeyTaken(Rejection):
+    """An open workflow with another id has this key."""
+
+    def __init__(self, key: str, id: str) -> None:
+        super().__init__(f"the key {key!r} belongs to workflow {id!r}, which has not ended")
+        self.key, self.id = key, id
 
 
 # --- stores -----------------------------------------------------------------------------------------------------------
@@ -199,6 +209,10 @@ class NeverIdle(WorkflowError):
         super().__init__(f"the workflow is always ready again and never waits, at {lines}: await what it waits for")
 
 
+class WorkflowBusy(WorkflowError):
+    """The workflow is not in a state in which this can be done; the text says which, and what to do."""
+
+
 class Diverged(WorkflowError):
     """The code does not do what the history of this workflow says it did. Put the old behaviour back."""
 
@@ -221,6 +235,36 @@ class WorkflowFailed(WorkflowError):
     def __init__(self, id: str, type: str, message: str) -> None:
         super().__init__(f"workflow {id}: {type}: {message}")
         self.id, self.type, self.message = id, type, message
+
+
+class UpdateFailed(WorkflowError):
+    """An update was refused by its validator, or its handler failed. ``type`` and ``message`` are those of the
+    exception."""
+
+    def __init__(self, update: str, type: str, message: str) -> None:
+        super().__init__(f"update {update}: {type}: {message}")
+        self.update, self.type, self.message = update, type, message
+
+
+class MapFailed(WorkflowError):
+    """Too many items of a ``map`` have failed; ``failures`` are their exceptions, by the item's place."""
+
+    def __init__(self, succeeded: int, failures: Mapping[int, Exception]) -> None:
+        place, first = next(iter(failures.items()))
+        super().__init__(f"{len(failures)} failed and {succeeded} succeeded; item {place}: {first}")
+        self.succeeded, self.failures = succeeded, failures
+
+
+class OutcomeUnknown(WorkflowError):
+    """A step that is done at most once had begun when its process ended: whether it was done is not known."""
+
+
+class WorkflowEnded(WorkflowError):
+    """The workflow has ended, and can be told nothing any more."""
+
+    def __init__(self, id: str, state: str) -> None:
+        super().__init__(f"workflow {id!r} has ended: {state}")
+        self.id, self.state = id, state
 
 
 class WorkflowMismatch(WorkflowError):

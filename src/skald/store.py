@@ -44,8 +44,6 @@ class StoreFeatures(msgspec.Struct, frozen=True):
     """How many groups a process commits at once: while the database works on one, the next is put together."""
     for_update: str
     """What to append to a ``SELECT`` that claims rows: ``FOR UPDATE SKIP LOCKED``, or nothing."""
-    workflows: bool
-    """Units may start, journal and end workflows."""
     external_sessions: bool
     """A session or connection of the user's own driver can carry units (SQLAlchemy, psycopg, ``publish`` in SQL)."""
 
@@ -171,9 +169,26 @@ class Membership(Protocol):
     def close(self) -> None: ...
 
 
+class Bell(Protocol):
+    """Tells other processes of something; a hint that may be lost or doubled."""
+
+    def ring(self) -> None:
+        """Coalesced, and never waits."""
+        ...
+
+    def listen(self, heard: Callable[[], None]) -> Callable[[], None]:
+        """Calls ``heard`` on the event loop soon after somebody rang. Returns what stops it."""
+        ...
+
+
 class Store(Protocol):
     service: str
     features: StoreFeatures
+
+    @property
+    def workflows(self) -> Bell:
+        """Rung by the store itself for a unit that calls somebody (``WorkflowWrites.calls_somebody``)."""
+        ...
 
     @property
     def log(self) -> Log:
@@ -208,6 +223,10 @@ class Store(Protocol):
 
     def ring(self) -> None:
         """Tells the log's listeners that something was appended. Coalesced, never waits, may be lost."""
+        ...
+
+    async def now(self) -> int:
+        """The database's clock, microseconds since 1970."""
         ...
 
     def membership(self) -> Membership: ...

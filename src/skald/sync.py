@@ -23,7 +23,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, TypeVarTuple
 from weakref import WeakSet
 
 from skald.app import App
@@ -33,8 +33,12 @@ from skald.messaging.blocking import BlockingTransaction
 from skald.messaging.transaction import Transaction
 from skald.store import Row
 from skald.unit import Tag
+from skald.workflows.channels import Signal
+from skald.workflows.definition import Existing, Workflow
 
 T = TypeVar("T")
+R = TypeVar("R")
+Ts = TypeVarTuple("Ts")
 GRACE = 10.0
 """Seconds that ``close`` waits for other threads' open transactions."""
 
@@ -104,6 +108,32 @@ class BlockingService:
         with self._call():
             self._refuse_inside("append")
             return self._wait(lambda: self._service.append(stream, events, expected=expected, tags=tags))
+
+    def start(
+        self,
+        workflow: Workflow[*Ts, Any],
+        *args: *Ts,
+        id: str | None = None,
+        key: str | None = None,
+        delay: float = 0.0,
+        existing: Existing = "return",
+    ) -> str:
+        """Starts a workflow, durably when this returns; returns its id. See ``Workflow.start``."""
+        with self._call():
+            self._refuse_inside("start")
+            options: Any = {"id": id, "key": key, "delay": delay, "existing": existing}
+            return self._wait(lambda: workflow.start(*args, **options)).id
+
+    def result(self, workflow: Workflow[*tuple[Any, ...], R], id: str) -> R:
+        """Waits until a workflow has ended; ``WorkflowFailed`` if that was with an exception."""
+        with self._call():
+            return self._wait(lambda: workflow.handle(id).result())
+
+    def signal(self, signal: Signal[T], value: T, *, id: str | None = None, key: str | None = None) -> None:
+        """Sends a signal to a workflow, durably when this returns. See ``Service.signal``."""
+        with self._call():
+            self._refuse_inside("signal")
+            self._wait(lambda: self._service.signal(signal, value, id=id, key=key))
 
     def fetch(self, sql: str, /, **values: Any) -> list[Row]:
         """Reads committed rows of the service's database."""

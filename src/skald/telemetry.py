@@ -122,6 +122,16 @@ class WorkflowStopped(Occurrence, frozen=True):
     error: str
 
 
+class WorkflowPaused(Occurrence, frozen=True):
+    """A step gave up: the workflow waits until somebody resumes it."""
+
+    service: str
+    workflow: str
+    id: str
+    step: str
+    error: str
+
+
 class WorkflowComplaint(Occurrence, frozen=True):
     """What asyncio would have logged: an exception of a task that nobody awaited, mostly."""
 
@@ -132,7 +142,7 @@ class WorkflowComplaint(Occurrence, frozen=True):
 
 
 _listeners: list[Callable[[Occurrence], None]] = []
-_WARN = (Retried, LanesTaken, Recovering, StepRetried, WorkflowComplaint)
+_WARN = (Retried, LanesTaken, Recovering, StepRetried, WorkflowPaused, WorkflowComplaint)
 
 
 def listen(listener: Callable[[Occurrence], None]) -> Callable[[], None]:

@@ -92,27 +92,52 @@ class Resolve(msgspec.Struct, frozen=True, gc=False):
 
 
 class WorkflowState(StrEnum):
+    SCHEDULED = "scheduled"
+    """Was started, and has not begun."""
     RUNNING = "running"
+    PAUSED = "paused"
+    """Left alone until somebody resumes it."""
     COMPLETED = "completed"
     FAILED = "failed"
+    CANCELLED = "cancelled"
+    """After its own clean-up."""
+    TERMINATED = "terminated"
+    CONTINUED = "continued"
+    """As another run of the same id."""
 
 
 class WorkflowStart(msgspec.Struct, frozen=True, gc=False):
-    """A workflow begins; if its ``id`` exists already the unit is rejected. ``run`` is its id among all that ever ran,
-    and rises with the time (UUIDv7), so that the rows of a journal stand together."""
+    """A workflow begins; if its ``id`` exists already the unit is rejected, and if its ``key`` belongs to an open one.
+
+    ``run`` is its id among all that ever ran, and rises with the time (UUIDv7), so that the rows of a journal stand
+    together. Without an ``owner`` somebody takes it from ``wake_at`` on (microseconds since 1970). ``again`` allows an
+    id whose last run has ended, in this unit or before.
+    """
 
     run: str
     id: str
     workflow: str
-    owner: str
+    owner: str | None
+    wake_at: int | None
+    parent: str | None
+    """The run that called it."""
+    key: str | None
     input: bytes
     time: int
+    again: bool = False
 
 
 class EntryKind(IntEnum):
     STEP_DONE = 0
     STEP_FAILED = 1
     TIMER = 2
+    STEP_BEGUN = 3
+    SIGNAL = 4
+    UPDATE = 5
+    CHILD_DONE = 6
+    CHILD_FAILED = 7
+    CANCEL = 8
+    PATCH = 9
 
 
 class JournalEntry(msgspec.Struct, frozen=True, gc=False):
@@ -138,9 +163,71 @@ class WorkflowEnd(msgspec.Struct, frozen=True, gc=False):
     time: int
 
 
+class WorkflowRest(msgspec.Struct, frozen=True, gc=False):
+    """A workflow leaves its owner's memory, until ``wake_at`` or until there is a letter for it; paused, until somebody
+    resumes it. ``note`` says why it was paused."""
+
+    run: str
+    state: WorkflowState
+    wake_at: int | None
+    note: bytes | None = None
+
+
+class LetterKind(IntEnum):
+    SIGNAL = 0
+    UPDATE = 1
+    """Stays until it has a reply, and the reply until somebody has read it."""
+    CANCEL = 2
+    TERMINATE = 3
+    PAUSE = 4
+    CHILD = 5
+    """A child has ended."""
+    STEP = 6
+    """The result of a step, written with the step's own rows."""
+    PROGRESS = 7
+    """Of a step that runs; a later one replaces it."""
+
+
+class AddressKind(IntEnum):
+    ID = 0
+    KEY = 1
+    RUN = 2
+
+
+class Letter(msgspec.Struct, frozen=True, gc=False):
+    """Something for a workflow, whether it runs, sleeps or has yet to be started. Its owner journals and takes it."""
+
+    id: str
+    kind: LetterKind
+    by: AddressKind
+    address: str
+    name: str
+    payload: bytes
+    time: int
+
+
+class Reply(msgspec.Struct, frozen=True, gc=False):
+    """The answer to an update, kept in its letter."""
+
+    letter: str
+    outcome: bytes
+
+
+class WorkflowWrites(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """Of workflows: in this order, and whole or not at all like everything of a unit. ``taken`` are ids of letters."""
+
+    ends: tuple[WorkflowEnd, ...] = ()
+    starts: tuple[WorkflowStart, ...] = ()
+    journal: tuple[JournalEntry, ...] = ()
+    rests: tuple[WorkflowRest, ...] = ()
+    letters: tuple[Letter, ...] = ()
+    taken: tuple[str, ...] = ()
+    replies: tuple[Reply, ...] = ()
+
+
 class Unit(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The writes: ``events`` (facts in no stream), ``appends``, ``messages`` (commands, replies), deliveries, a cursor;
-    of workflows ``starts``, ``journal`` and ``ends``.
+    what concerns ``workflows``.
 
     ``deliveries`` are written whole, after the ``resolves``: one that exists already is replaced, and a unit may
     resolve a delivery and write it again.
@@ -154,30 +241,26 @@ class Unit(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     cursor: CursorMove | None = None
     deliveries: tuple[Delivery, ...] = ()
     resolves: tuple[Resolve, ...] = ()
-    starts: tuple[WorkflowStart, ...] = ()
-    journal: tuple[JournalEntry, ...] = ()
-    ends: tuple[WorkflowEnd, ...] = ()
+    workflows: WorkflowWrites | None = None
 
     @property
     def guarded(self) -> bool:
         """Whether it has any keys."""
-        return bool(self.appends or self.tags or self.resolves or self.starts) or self.cursor is not None
-
-    @property
-    def of_workflows(self) -> bool:
-        """Whether it writes anything of a workflow."""
-        return bool(self.journal or self.starts or self.ends)
+        workflows = self.workflows
+        return bool(self.appends or self.tags or self.resolves or self.cursor or (workflows and workflows.starts))
 
     def keys(self) -> Sequence[str]:
         """The keys that this unit is guarded by; a group holds one unit per key."""
-        if not (self.appends or self.tags or self.resolves or self.cursor or self.starts):
+        if not self.guarded:
             return ()
         keys = [f"stream:{append.stream}" for append in self.appends]
         keys += [f"tag:{tag.tag}" for tag in self.tags]
         if self.cursor is not None:
             keys.append(f"cursor:{self.cursor.group}:{self.cursor.origin}:{self.cursor.lane}")
         keys += [f"delivery:{r.group}:{r.handler}:{r.origin}:{r.position}" for r in self.resolves]
-        keys += [f"workflow:{start.id}" for start in self.starts]
+        if self.workflows is not None:
+            keys += [f"workflow:{start.id}" for start in self.workflows.starts]
+            keys += [f"workflow key:{start.key}" for start in self.workflows.starts if start.key is not None]
         return keys
 
 
@@ -187,3 +270,11 @@ class Committed(msgspec.Struct, frozen=True, gc=False):
     positions: tuple[int, ...] = ()
     versions: tuple[int, ...] = ()
     """The version of each append's stream after it."""
+
+
+def calls_somebody(unit: Unit) -> bool:
+    """Whether a process that runs workflows may have to do something now."""
+    writes = unit.workflows
+    if writes is None:
+        return False
+    return bool(writes.letters or writes.replies) or any(start.owner is None for start in writes.starts)

@@ -40,9 +40,15 @@ PURE: dict[str, set[str]] = {
     "messaging.definition": set(),
     "messaging.outcome": set(),
     "messaging.router": set(),
-    "workflows.definition": set(),
-    "workflows.loop": {"asyncio"},  # it is an asyncio event loop, without I/O
-    "workflows.replay": set(),
+    "workflows.channels": set(),
+    "workflows.definition": {"asyncio"},  # what runs on a workflow's loop, which does no I/O
+    "workflows.failure": set(),
+    "workflows.inbox": {"asyncio"},
+    "workflows.letters": set(),
+    "workflows.loop": {"asyncio"},
+    "workflows.mapping": {"asyncio"},
+    "workflows.replay": {"asyncio"},
+    "workflows.signature": set(),
     "sagas.definition": set(),
     "sagas.machine": set(),
     "events.aggregate": set(),

@@ -4,11 +4,25 @@ from __future__ import annotations
 
 import pytest
 
-from skald.errors import Conflict, Rejection
+from skald.errors import Conflict, Rejection, WorkflowExists, WorkflowKeyTaken
 from skald.message import Record, new_id
 from skald.stores.postgres import units_to_json, wire
-from skald.stores.postgres.group import ARGUMENTS, Group
-from skald.unit import Append, Committed, Tag, Unit
+from skald.stores.postgres.columns import ARGUMENTS, WORKFLOWS
+from skald.stores.postgres.group import Group
+from skald.unit import (
+    AddressKind,
+    Append,
+    Committed,
+    Letter,
+    LetterKind,
+    Reply,
+    Tag,
+    Unit,
+    WorkflowRest,
+    WorkflowStart,
+    WorkflowState,
+    WorkflowWrites,
+)
 
 NOTHING = {"bad_unit": None, "positions": None, "versions": None, "lo": 1}
 
@@ -62,6 +76,61 @@ def test_nulls_are_kept_apart_from_text() -> None:
     assert values[list(ARGUMENTS).index("r_causation")] == "\x1e\x1fNULL\x1f"
     _, values = wire.values(Group([Unit(appends=(Append("s", (record(),)),)), Unit(events=(record(),))]).arguments())
     assert values[list(ARGUMENTS).index("r_head")] == "{1,NULL}"
+
+
+def test_the_parts_of_workflows_are_sections_of_their_own() -> None:
+    child = WorkflowStart("r", "a", "w", None, 5, "parent", "k", b"1", 2, True)
+    top = WorkflowStart("s", "b", "w", "p", None, None, None, b"2", 3)
+    letters = [Letter(f"l{by}", LetterKind.CHILD, by, f"to {by}", "n", b"", 1) for by in AddressKind]
+    rest = WorkflowRest("r", WorkflowState.PAUSED, None)
+    group = Group(
+        [
+            Unit(events=(record(),)),
+            Unit(workflows=WorkflowWrites(starts=(child, top), rests=(rest,), letters=tuple(letters))),
+            Unit(workflows=WorkflowWrites(taken=("l0",), replies=(Reply("l0", b"x"),))),
+        ]
+    )
+    arguments = group.arguments()
+    assert {name[0] for name in arguments} == set("rwsltp")
+    packed, values = wire.values(arguments, of_workflows=True)
+    found = dict(zip(ARGUMENTS | WORKFLOWS, values, strict=True))
+    assert packed
+    assert found["w_unit"] == "{1,1}"
+    assert found["w_wake_at"] == "{5,NULL}"
+    assert found["w_parent"] == "parent\x1f\x1e"
+    assert found["w_again"] == "{True,False}"
+    assert found["s_note"] == (None,)
+    assert [found[f"l_to_{to}"] for to in ("id", "key", "run")] == [
+        "to 0\x1f\x1e\x1f\x1e",
+        "\x1e\x1fto 1\x1f\x1e",
+        "\x1e\x1f\x1e\x1fto 2",
+    ]
+    assert found["t_unit"] == found["p_unit"] == "{2}"
+    assert found["j_unit"] is found["e_unit"] is None
+
+
+def test_a_group_without_workflows_does_not_name_them() -> None:
+    packed, values = wire.values(Group([Unit(events=(record(),))]).arguments())
+    assert packed
+    assert len(values) == len(ARGUMENTS)
+    assert wire.call(True, "{arguments}").count("$") == 3 + len(ARGUMENTS)
+    assert f"${3 + len(ARGUMENTS | WORKFLOWS)}::bytea[]" in wire.call(False, "{workflows}")
+
+
+def test_an_id_or_a_key_in_use_rejects_its_unit() -> None:
+    outcomes = Group([Unit(), Unit()]).outcomes(
+        {
+            **NOTHING,
+            "bad_unit": [1, 0, 1],
+            "bad_code": [7, 6, 6],
+            "bad_key": ['["k\\u001f\\"", "holder"]', "a", "b"],
+            "bad_actual": [None] * 3,
+        }
+    )
+    assert isinstance(outcomes[0], WorkflowExists)
+    assert outcomes[0].id == "a"
+    assert isinstance(outcomes[1], WorkflowKeyTaken)
+    assert (outcomes[1].key, outcomes[1].id) == ('k\x1f"', "holder")
 
 
 @pytest.mark.parametrize("key", ["a\0b", "\ud800"])

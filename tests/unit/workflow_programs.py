@@ -20,10 +20,11 @@ from random import Random
 from typing import Any
 
 if "skald" not in sys.modules and __name__ == "__main__":
-    # Without the package's own __init__, which needs what another Python may not have.
-    package = types.ModuleType("skald")
-    package.__path__ = [str(Path(__file__).parents[2] / "src" / "skald")]
-    sys.modules["skald"] = package
+    # Without the packages' own __init__, which need what another Python may not have.
+    for name in ("skald", "skald.workflows"):
+        package = types.ModuleType(name)
+        package.__path__ = [str(Path(__file__).parents[2].joinpath("src", *name.split(".")))]
+        sys.modules[name] = package
 
 from skald.workflows.loop import WorkflowLoop
 

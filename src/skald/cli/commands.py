@@ -13,6 +13,7 @@ from skald.cli.migrate import migrate
 from skald.cli.parked import parked
 from skald.cli.running import dev, run
 from skald.cli.subscriptions import subscriptions
+from skald.cli.workflows import check, replay, workflows
 
 _EPILOGUE = (
     "The application is given as module:attribute, or once and for all as SKALD_APP. Exit status: 0 done, "
@@ -29,9 +30,9 @@ def command_line() -> cyclopts.App:
         default_parameter=cyclopts.Parameter(negative=()),
         suppress_keyboard_interrupt=False,
     )
-    for command in (dev, run):
+    for command in (dev, run, check, replay):
         cli.command(command)
-    for group in (migrate, doctor, events, parked, subscriptions, graph):
+    for group in (migrate, doctor, events, parked, subscriptions, workflows, graph):
         cli.command(group)
     return cli
 

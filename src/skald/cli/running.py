@@ -21,6 +21,7 @@ from skald.cli.application import AppName, BrokenProgram, Services, checked, loa
 from skald.cli.output import note, plain, print_json
 from skald.cli.reloading import Times, Watch, all_files, imported_files, start_again, times_of
 from skald.clock import to_rfc3339
+from skald.runtime.memory import calm_collector
 
 EXIT_LOST = 75
 """Exit status of a process whose work another one has taken over (EX_TEMPFAIL): start it again."""
@@ -148,6 +149,7 @@ async def serve(app: App, names: Sequence[str], *, migrate: bool, watch: Watch |
 
 def on_loop(work: Coroutine[Any, Any, End]) -> End:
     """On uvloop where it is installed."""
+    calm_collector()
     try:
         import uvloop
     except ImportError:

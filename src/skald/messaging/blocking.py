@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeVar, TypeVarTuple
 
 from skald.message import Message
 from skald.messaging.definition import TransactionMarker
 from skald.messaging.transaction import Transaction
 from skald.store import Row
 from skald.unit import Tag
+from skald.workflows.channels import Signal
+from skald.workflows.definition import Existing, Workflow
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 
 class BlockingTransaction(TransactionMarker):
@@ -56,6 +59,21 @@ class BlockingTransaction(TransactionMarker):
 
     def publish(self, *messages: Message, key: str | None = None, priority: int = 0, delay: float = 0) -> None:
         self._inner.publish(*messages, key=key, priority=priority, delay=delay)
+
+    def start(
+        self,
+        workflow: Workflow[*Ts, Any],
+        *args: *Ts,
+        id: str | None = None,
+        key: str | None = None,
+        delay: float = 0.0,
+        existing: Existing = "return",
+    ) -> str:
+        options: Any = {"id": id, "key": key, "delay": delay, "existing": existing}
+        return self._wait(self._inner.start(workflow, *args, **options))
+
+    def signal(self, signal: Signal[T], value: T, *, id: str | None = None, key: str | None = None) -> None:
+        self._wait(self._inner.signal(signal, value, id=id, key=key))
 
     def append(
         self, stream: str, events: Iterable[Message], *, expected: int | None = None, tags: Iterable[Tag] = ()

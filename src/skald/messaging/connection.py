@@ -11,6 +11,7 @@ from skald.messaging.publisher import Publisher
 from skald.messaging.transaction import Transaction, user_transaction
 from skald.store import Store
 from skald.unit import Committed, Tag, Unit
+from skald.workflows.client import Client
 
 
 class Submit(Protocol):
@@ -20,8 +21,8 @@ class Submit(Protocol):
 
 
 class Connection:
-    def __init__(self, store: Store, publisher: Publisher, committer: Submit) -> None:
-        self.store, self.publisher, self._committer = store, publisher, committer
+    def __init__(self, store: Store, publisher: Publisher, committer: Submit, workflows: Client) -> None:
+        self.store, self.publisher, self._committer, self.workflows = store, publisher, committer, workflows
 
     def submit(self, unit: Unit) -> Awaitable[Committed]:
         """Commits a unit with whatever else is pending; await it until it is durable."""

@@ -38,6 +38,10 @@ class Publisher:
         self._service, self._topics, self._clock, self._max_body = service, topics, clock, max_body
         self._plans: dict[type, _Plan] = {}
 
+    def now(self) -> int:
+        """The time that its records carry."""
+        return self._clock.now()
+
     def draft(
         self,
         message: Message,

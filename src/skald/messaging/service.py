@@ -26,13 +26,16 @@ from skald.messaging.starting import Start
 from skald.messaging.transaction import Transaction
 from skald.retry import Policy
 from skald.store import Row, Store
-from skald.unit import Tag
+from skald.unit import LetterKind, Tag
+from skald.workflows.channels import Signal
 from skald.workflows.definition import Workflow
+from skald.workflows.letters import addressed
 
 if TYPE_CHECKING:
     from skald.messaging.connection import Connection
 
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,40}")
 
 
@@ -171,6 +174,11 @@ class Service:
     ) -> int:
         """Appends events to a stream; returns its new version, or raises ``Conflict``."""
         return await self.connection.append(stream, events, expected, tags)
+
+    async def signal(self, signal: Signal[T], value: T, *, id: str | None = None, key: str | None = None) -> None:
+        """Sends a signal to a workflow of this service, by its id or by its business key, also before it is started."""
+        kind, by, address = LetterKind.SIGNAL, *addressed(id, key)
+        await self.connection.workflows.send(kind, by, address, signal.name, signal.codec.encode(value))
 
     def transaction(self) -> AbstractAsyncContextManager[Transaction]:
         """A transaction of this service's database for ordinary code."""

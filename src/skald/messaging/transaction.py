@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar, TypeVarTuple
 
 from skald import store as contract
-from skald.message import Message
+from skald.errors import WorkflowExists
+from skald.message import Message, new_id
 from skald.messaging.definition import TransactionMarker
 from skald.messaging.publisher import Publisher
-from skald.unit import Committed, Tag, Unit
+from skald.unit import Committed, Letter, LetterKind, Tag, Unit, WorkflowWrites
+from skald.workflows.channels import Signal
+from skald.workflows.definition import Existing, Options, Workflow
+from skald.workflows.letters import addressed, delayed, started
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 
 class Transaction(TransactionMarker):
@@ -60,6 +67,40 @@ class Transaction(TransactionMarker):
         """Appends events to a stream and returns its new version; a ``Conflict`` leaves the transaction usable."""
         committed = await self._inner.apply(self._publisher.append(stream, events, expected, tags))
         return committed.versions[0]
+
+    async def start(
+        self,
+        workflow: Workflow[*Ts, Any],
+        *args: *Ts,
+        id: str | None = None,
+        key: str | None = None,
+        delay: float = 0.0,
+        existing: Existing = "return",
+    ) -> str:
+        """Starts a workflow of this service when the transaction commits, or not at all; returns its id.
+
+        See ``Workflow.start``. ``WorkflowExists`` for an id that exists leaves the transaction usable; with
+        ``existing="return"`` it is not raised, and what runs under the id is not compared.
+        """
+        body, run = workflow.signature.encode(args, {}), new_id()
+        id = run if id is None else id
+        start = started(workflow.name, body, run, id, Options(id, key, delay, existing), self._publisher.now())
+        if delay:
+            start = await delayed(start, delay, self._inner.now)
+        try:
+            await self._inner.apply(Unit(workflows=WorkflowWrites(starts=(start,))))
+        except WorkflowExists:
+            if existing == "reject":
+                raise
+        return id
+
+    async def signal(self, signal: Signal[T], value: T, *, id: str | None = None, key: str | None = None) -> None:
+        """Sends a signal when the transaction commits, or not at all. See ``Service.signal``."""
+        by, address = addressed(id, key)
+        letter = Letter(
+            new_id(), LetterKind.SIGNAL, by, address, signal.name, signal.codec.encode(value), self._publisher.now()
+        )
+        await self._inner.apply(Unit(workflows=WorkflowWrites(letters=(letter,))))
 
     async def apply(self, unit: Unit) -> Committed:
         return await self._inner.apply(unit)

@@ -251,7 +251,9 @@ async def _follow(
                     await queue.put(view(name, record))
             if not records:
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(rung.wait(), POLL)
+                    # Not wait_for: up to Python 3.11 it loses a cancellation that comes with what it waits for.
+                    async with asyncio.timeout(POLL):
+                        await rung.wait()
     finally:
         stop()
 

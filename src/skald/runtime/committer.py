@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 
 from skald import failpoints
 from skald.errors import Busy, Overloaded, Rejection, SkaldError, Stopped
 from skald.store import Store
 from skald.unit import Committed, Unit
 
-_Pending = tuple[Unit, "asyncio.Future[Committed]"]
+_Pending = tuple[Unit | Callable[[], Unit], "asyncio.Future[Committed]"]
+_Item = tuple[Unit, "asyncio.Future[Committed]"]
 
 
 MIN_GROUP = 20
@@ -60,11 +62,18 @@ class Committer:
 
     def submit(self, unit: Unit) -> asyncio.Future[Committed]:
         """Await it until the unit is durable; raises its ``Rejection``, or ``Overloaded`` when too much is pending."""
+        # What an owner has handled is never refused: it is bounded by itself, and ends work instead of adding some.
+        return self._submit(unit, unit.fence is None)
+
+    def submit_open(self, close: Callable[[], Unit]) -> asyncio.Future[Committed]:
+        """The same for an owner's unit that still grows; ``close`` is called when its group is put together."""
+        return self._submit(close, False)
+
+    def _submit(self, unit: Unit | Callable[[], Unit], bounded: bool) -> asyncio.Future[Committed]:
         # A plain function: a coroutine for each unit would cost as much as the rest of it.
         future: asyncio.Future[Committed] = asyncio.Future()
         try:
-            # What an owner has handled is never refused: it is bounded by itself, and ends work instead of adding some.
-            if unit.fence is None and len(self._pending) + self._busy >= self._max_pending:
+            if bounded and len(self._pending) + self._busy >= self._max_pending:
                 raise Overloaded(f"the commit queue of {self._store.service}")
             if self._stopping or not self._tasks:
                 raise Stopped(f"the committer of {self._store.service} is not running; nothing was written")
@@ -110,22 +119,22 @@ class Committer:
                 await self._wake.wait()
                 self._idle -= 1
 
-    def _take(self) -> tuple[list[_Pending], set[str]]:
+    def _take(self) -> tuple[list[_Item], set[str]]:
         """The next group and its keys: as much as there is, shared with the writers that wait beside this one."""
-        group: list[_Pending] = []
+        group: list[_Item] = []
         taken: set[str] = set()
         blocked: set[str] = set(self._in_flight)
         held_back: list[_Pending] = []
         pending = self._pending
         most = min(self._max_group, max(MIN_GROUP, -(-len(pending) // (self._idle + 1))))
         while pending and len(group) < most:
-            item = pending.popleft()
-            unit, future = item
+            found, future = pending.popleft()
             if future.cancelled():
                 continue
+            unit = found if isinstance(found, Unit) else found()
             if keys := unit.keys():
                 if not blocked.isdisjoint(keys):
-                    held_back.append(item)
+                    held_back.append((unit, future))
                     if len(held_back) >= self._max_group:
                         break
                     # Nothing may overtake it on any of its keys.
@@ -133,11 +142,11 @@ class Committer:
                     continue
                 taken.update(keys)
                 blocked.update(keys)
-            group.append(item)
+            group.append((unit, future))
         pending.extendleft(reversed(held_back))
         return group, taken
 
-    async def _commit(self, group: list[_Pending]) -> None:
+    async def _commit(self, group: list[_Item]) -> None:
         if not group:
             return
         try:
@@ -168,14 +177,14 @@ class Committer:
             self._patient.add(task)
             task.add_done_callback(self._patient.discard)
 
-    async def _retry(self, items: list[_Pending]) -> None:
+    async def _retry(self, items: list[_Item]) -> None:
         """Tries busy units beside the groups, with growing pauses, until patience ends and the callers get ``Busy``."""
         try:
             await self._retry_until_settled(items)
         finally:
             self._busy -= len(items)
 
-    async def _retry_until_settled(self, items: list[_Pending]) -> None:
+    async def _retry_until_settled(self, items: list[_Item]) -> None:
         loop = asyncio.get_running_loop()
         end, pause = loop.time() + self._patience, 0.01
         while items := [item for item in items if not item[1].done()]:

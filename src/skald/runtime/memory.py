@@ -7,6 +7,7 @@ does in one go, and a good suspicion for calls that overlap.
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import sys
@@ -53,3 +54,10 @@ class MemoryWatch:
 
     def after(self, handler: str, before: float) -> None:
         self._grown[handler] = self._grown.get(handler, 0.0) + self._resident() - before
+
+
+def calm_collector() -> None:
+    """For a process that does nothing but run services: what was imported is not looked at again, and young objects are
+    collected every 20,000 and not every 700. A workflow of four steps makes some 300; a tenth of its time was this."""
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)

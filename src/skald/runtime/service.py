@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any
 
 import msgspec
@@ -27,6 +27,7 @@ from skald.messaging.publisher import Publisher
 from skald.messaging.router import Subscription
 from skald.messaging.service import Service
 from skald.messaging.starting import starting_point
+from skald.messaging.transaction import Transaction, user_transaction
 from skald.messaging.worker import Worker
 from skald.runtime.balance import Balance, check_lanes
 from skald.runtime.committer import Committer
@@ -36,7 +37,9 @@ from skald.runtime.process import this_process
 from skald.runtime.pruner import Pruner, PrunerSettings, Slowest
 from skald.store import Log, Store
 from skald.telemetry import Recovering, Refused, emit, log
-from skald.workflows.executor import Executor
+from skald.workflows.client import Client
+from skald.workflows.executor import Executor, ExecutorSettings
+from skald.workflows.steps import StepRunner
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 5.0
 """Seconds between tries to open the log of an origin that is not there yet."""
@@ -52,6 +55,7 @@ class RuntimeSettings(msgspec.Struct, frozen=True):
     memory_growth: float = 256.0
     consumer: ConsumerSettings = ConsumerSettings()
     pruner: PrunerSettings = PrunerSettings()
+    workflows: ExecutorSettings = ExecutorSettings()
 
 
 class ConnectedService:
@@ -63,17 +67,25 @@ class ConnectedService:
         self.service, self.store, self._clock, self.settings = service, store, clock, settings
         self.publisher = Publisher(service.name, topics, clock, settings.max_body)
         self.committer = Committer(store, max_pending=settings.max_pending)
-        self._bound = False
+        self.workflows = Client(service.name, service.workflows, store, self.committer, clock)
+        self._bound = self._workflows_bound = False
 
     async def start(self) -> None:
         await self.store.open()
         self.committer.start()
-        self.service.bind(Connection(self.store, self.publisher, self.committer))
+        self.service.bind(Connection(self.store, self.publisher, self.committer, self.workflows))
         self._bound = True
+        self.workflows.bind()
+        self._workflows_bound = True
+
+    def transaction(self) -> AbstractAsyncContextManager[Transaction]:
+        return user_transaction(self.store, self.publisher)
 
     async def stop(self) -> None:
+        # Otherwise it is somebody else's: this one was refused.
+        if self._workflows_bound:
+            self.workflows.unbind()
         if self._bound:
-            # Otherwise it is somebody else's: this one was refused.
             self.service.bind(None)
         await self.committer.stop()
         await self.store.close()
@@ -111,10 +123,13 @@ class RunningService:
             store=self._store, service=self._service, readers=readers, clock=clock, settings=self._settings.pruner,
             leads=lambda: self._balance.leads,
         )  # fmt: skip
-        self._executor = Executor(
-            self._service.name, self._service.workflows, store=self._store, committer=connected.committer, clock=clock,
-            owner=self.member.id, lose=self._lose,
-        )  # fmt: skip
+        self.executor: Executor | None = None
+        if self._service.workflows:
+            self.executor = Executor(
+                self._service.name, connected.workflows, store=self._store, committer=connected.committer, clock=clock,
+                owner=self.member.id, lose=self._lose, settings=self._settings.workflows,
+                steps=StepRunner(self._service.name, connected.transaction, self.member.id),
+            )  # fmt: skip
         self._tasks: list[asyncio.Task[None]] = []
         self._resources = AsyncExitStack()
         self._stopping = asyncio.Event()
@@ -145,9 +160,9 @@ class RunningService:
         for handler in handlers:
             if handler.queue is not None:
                 self._start_worker(handler, invoker)
-        if self._service.workflows:
-            self._executor.start()
-            self._spawn(self._executor.run(), f"skald:{name}:workflows")
+        if self.executor:
+            await self.executor.start()
+            self._spawn(self.executor.run(), f"skald:{name}:workflows")
         self._spawn(self._balance.run(), f"skald:{name}:lanes")
         if self._pruner is not None:
             self._spawn(self._pruner.run(), f"skald:{name}:pruner")
@@ -177,7 +192,8 @@ class RunningService:
         self._lease.forget(id)
 
     def _work_is_free(self) -> None:
-        self._executor.look()
+        if self.executor:
+            self.executor.look()
 
     def _start_worker(self, handler: Handler, invoker: Invoker) -> None:
         worker = Worker(
@@ -248,7 +264,8 @@ class RunningService:
             await consumer.stop()
         for worker in self.workers:
             await worker.stop()
-        await self._executor.stop()
+        if self.executor:
+            await self.executor.stop()
         if self._pruner is not None:
             await self._pruner.stop()
         if self._tasks:

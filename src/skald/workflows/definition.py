@@ -16,74 +16,35 @@ function. The annotations say how arguments and results are stored; without one,
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import typing
-from collections.abc import Awaitable, Callable, Coroutine
-from hashlib import blake2b
-from typing import Any, Generic, ParamSpec, Protocol, TypeVar, TypeVarTuple, Unpack, cast, overload
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from enum import Enum
+from typing import Any, Generic, Literal, ParamSpec, Protocol, TypeVar, TypeVarTuple, Unpack, cast, overload
 
 import msgspec
 
-from skald.codec import Codec
-from skald.errors import ConfigurationError, Stopped
+from skald.errors import ConfigurationError, Stopped, WorkflowError
 from skald.retry import Policy, Retry
+from skald.workflows.channels import Query, Signal, Update
 from skald.workflows.loop import running
+from skald.workflows.signature import Identity, Signature, digest_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
+T = TypeVar("T")
+A = TypeVar("A")
+Q = TypeVar("Q")
 Ts = TypeVarTuple("Ts")
-
-
-class Signature:
-    """How the arguments and the result of a function are stored."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        code = inspect.unwrap(function).__code__
-        self.where = f"{code.co_filename}:{code.co_firstlineno}: {function.__name__}"
-        try:
-            hints = typing.get_type_hints(function)
-        except NameError as error:
-            raise ConfigurationError(
-                f"{self.where}: the annotation {error.name!r} cannot be resolved; import it outside of TYPE_CHECKING"
-            ) from error
-        fields: list[Any] = []
-        for name, parameter in inspect.signature(function).parameters.items():
-            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-                raise ConfigurationError(
-                    f"{self.where}: name its parameters instead of *{name}; they are stored by name"
-                )
-            kind = hints.get(name, Any)
-            default = () if parameter.default is parameter.empty else (parameter.default,)
-            fields.append((name, kind, *default))
-        # Without defaults, so that a parameter that is added with one does not change the digests of older calls.
-        self._struct = msgspec.defstruct(function.__name__, fields, frozen=True, omit_defaults=True)
-        self._names = self._struct.__struct_fields__
-        self._named = [name for name, p in inspect.signature(function).parameters.items() if p.kind == p.KEYWORD_ONLY]
-        self._arguments = Codec(self._struct)
-        self.result = Codec(hints.get("return", Any), name=f"the result of {function.__name__}")
-
-    def encode(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
-        """The arguments as JSON; ``InvalidMessage`` names the part that cannot be stored."""
-        return self._arguments.encode(self._struct(*args, **kwargs))
-
-    def decode(self, body: bytes) -> tuple[list[Any], dict[str, Any]]:
-        """Positional and named arguments."""
-        arguments = self._arguments.decode(body)
-        named = self._named
-        if not named:
-            return [getattr(arguments, name) for name in self._names], {}
-        return (
-            [getattr(arguments, name) for name in self._names if name not in named],
-            {name: getattr(arguments, name) for name in named},
-        )
 
 
 # --- steps ------------------------------------------------------------------------------------------------------------
 
 
 class Call(msgspec.Struct, eq=False):
-    """A step that a workflow has called. Name, digest of the arguments and occurrence are its identity."""
+    """A step that a workflow has called."""
 
     step: Step[..., Any]
     body: bytes
@@ -92,13 +53,63 @@ class Call(msgspec.Struct, eq=False):
     occurrence: int
     future: Any
     """Of the workflow's loop."""
+    begun: bool = False
+    """An attempt that must not be repeated has begun."""
+    unknown: bool = False
+    """An earlier process may have run it."""
+    identity: Identity = ("", b"", 0)
+
+    def __post_init__(self) -> None:
+        self.identity = self.step.name, self.digest, self.occurrence
 
     @property
-    def identity(self) -> tuple[str, bytes, int]:
-        return self.step.name, self.digest, self.occurrence
+    def name(self) -> str:
+        return self.step.name
+
+    @property
+    def signature(self) -> Signature:
+        return self.step.signature
 
     def __str__(self) -> str:
         return f"{self.step.name}#{self.occurrence} ({self.digest.hex()[:8]})"
+
+
+class Child(msgspec.Struct, eq=False):
+    """A workflow that a workflow has called."""
+
+    workflow: Workflow[*tuple[Any, ...], Any]
+    body: bytes
+    digest: bytes
+    occurrence: int
+    future: Any
+    id: str
+    key: str | None = None
+    delay: float = 0.0
+    detached: bool = False
+    """It goes on when its caller ends or gives it up; otherwise it is cancelled then."""
+
+    @property
+    def name(self) -> str:
+        return f"workflow {self.workflow.name}"
+
+    @property
+    def signature(self) -> Signature:
+        return self.workflow.signature
+
+    @property
+    def identity(self) -> Identity:
+        return self.name, self.digest, self.occurrence
+
+    def __str__(self) -> str:
+        return f"{self.name}#{self.occurrence} ({self.id})"
+
+
+class ContinueAsNew(BaseException):
+    """Ends a run and begins the next one of the same id. No ``Exception``, so that no ``except`` catches it."""
+
+    def __init__(self, body: bytes) -> None:
+        super().__init__("continue as new")
+        self.body = body
 
 
 class Host(Protocol):
@@ -106,24 +117,66 @@ class Host(Protocol):
 
     def call(self, step: Step[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Coroutine[Any, Any, Any]: ...
 
+    def child(self, workflow: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Child: ...
+
+    def joined(self, child: Child) -> Coroutine[Any, Any, Any]: ...
+
+
+class NotDone(Enum):
+    """What ``lookup`` returns when the step has not been done: ``NOT_DONE``."""
+
+    NOT_DONE = "not done"
+
+
+NOT_DONE: typing.Final = NotDone.NOT_DONE
+
+
+class StepOptions(typing.TypedDict, total=False):
+    """See ``step``."""
+
+    name: str | None
+    retry: Policy | None
+    retry_if: Callable[[Exception], bool] | None
+    timeout: float | None
+    total: float | None
+    heartbeat: float | None
+    transactional: bool
+    at_most_once: bool
+    pause: bool
+
 
 class Step(Generic[P, R]):
     """See ``step``."""
 
     def __init__(
-        self,
-        function: Callable[P, Any],
-        *,
-        name: str | None = None,
-        retry: Policy | None = None,
-        timeout: float | None = None,
+        self, function: Callable[P, Any], *, lookup: Callable[P, Any] | None = None, **options: Unpack[StepOptions]
     ) -> None:
-        self.function, self.name = function, name or function.__name__
-        self.retry: Policy = retry if retry is not None else Retry()
-        self.timeout = timeout
+        self.function, self.name, self.lookup = function, options.get("name") or function.__name__, lookup
+        self.retry: Policy = options.get("retry") or Retry()
+        self.timeout, self.total, self.pause = options.get("timeout"), options.get("total"), options.get("pause", False)
+        self.retry_if, self.heartbeat = options.get("retry_if"), options.get("heartbeat")
+        self.transactional, self.at_most_once = options.get("transactional", False), options.get("at_most_once", False)
         self.is_async = inspect.iscoroutinefunction(function)
         self.signature = Signature(function)
+        self._check(set(options))
         self.__doc__, self.__name__, self.__wrapped__ = function.__doc__, function.__name__, function
+
+    def _check(self, options: set[str]) -> None:
+        known = [*StepOptions.__annotations__, "lookup"]
+        wrong = [f"a step has no option {name!r}; it has: {', '.join(known)}" for name in options.difference(known)]
+        for name in ("timeout", "total", "heartbeat"):
+            if (seconds := getattr(self, name)) is not None and not seconds > 0:
+                wrong.append(f"{name}={seconds}: a number of seconds above 0")
+        for name in ("at_most_once", "lookup", "heartbeat"):
+            if self.transactional and getattr(self, name):
+                wrong.append(f"a transactional step is short and takes effect exactly once: leave out {name}=")
+        if self.at_most_once and self.lookup is None and (again := options & {"retry", "retry_if", "pause"}):
+            wrong.append(f"with at_most_once=True and no lookup= it never runs again: leave out {min(again)}=")
+        expected = list(inspect.signature(self.function).parameters)
+        if self.lookup is not None and list(inspect.signature(self.lookup).parameters) != expected:
+            wrong.append(f"lookup= takes the parameters of the step: {', '.join(expected)}")
+        if wrong:
+            raise ConfigurationError(f"{self.signature.where}: {wrong[0]}")
 
     # Not Coroutine[Any, Any, R]: with Any in it, mypy would not know which overload of asyncio.gather is meant.
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[object, None, R]:
@@ -140,7 +193,7 @@ class Step(Generic[P, R]):
     def called(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bytes, bytes]:
         """The arguments and their digest; raises for one that is no data."""
         body = self.signature.encode(args, kwargs)
-        return body, blake2b(body, digest_size=8).digest()
+        return body, digest_of(body)
 
 
 class _StepDecorator(Protocol):
@@ -150,18 +203,36 @@ class _StepDecorator(Protocol):
     def __call__(self, function: Callable[P, R], /) -> Step[P, R]: ...
 
 
+_LookedUp = Callable[[Callable[P, Coroutine[Any, Any, R]] | Callable[P, R]], Step[P, R]]
+
+
 @overload
 def step(function: Callable[P, Coroutine[Any, Any, R]], /) -> Step[P, R]: ...
 @overload
 def step(function: Callable[P, R], /) -> Step[P, R]: ...
 @overload
-def step(*, name: str | None = None, retry: Policy | None = None, timeout: float | None = None) -> _StepDecorator: ...
+def step(
+    *, lookup: Callable[P, Coroutine[Any, Any, R | NotDone]], **options: Unpack[StepOptions]
+) -> _LookedUp[P, R]: ...
+@overload
+def step(*, lookup: Callable[P, R | NotDone], **options: Unpack[StepOptions]) -> _LookedUp[P, R]: ...
+@overload
+def step(**options: Unpack[StepOptions]) -> _StepDecorator: ...
 def step(function: Any = None, /, **options: Any) -> Any:
-    """A step: it may do anything, it runs at least once, and its result is journalled exactly once.
+    """A step: it may do anything, it runs at least once, and its result is journalled exactly once. Sync functions run
+    in threads, where nothing can interrupt them; times are in seconds. After the last attempt the workflow gets
+    ``StepFailed``. ``name`` is what stands in histories, the function's own by default.
 
-    ``name`` is what stands in histories, the function's own by default. ``retry`` says how often and when it is tried
-    again; after the last attempt the workflow gets ``StepFailed``. ``timeout`` (seconds) bounds one attempt. A sync
-    function runs in a thread, where a timeout cannot end it.
+    ``retry``: how often and when it is tried again, for all errors or by class. ``retry_if``: false for an error after
+    which it is not. ``timeout`` bounds one attempt. ``total`` bounds all of them with the delays between, in one
+    process. ``heartbeat``: an attempt that does not call ``attempt().heartbeat()`` for so long is cancelled and failed.
+    ``pause``: instead of failing it pauses the workflow, and ``resume`` runs it anew.
+
+    ``transactional``: it runs in a transaction of the service's database, got by ``skald.workflows.transaction()``
+    (sync: ``blocking_transaction()``), which commits the result together with the rows: exactly once.
+    ``at_most_once``: no attempt follows another one; it fails with ``OutcomeUnknown`` if the process ends meanwhile.
+    ``lookup``, with the same parameters, is asked wherever an attempt ended without a known outcome (a crash, a
+    timeout): it returns the result, or ``NOT_DONE``, and the step runs again: once, with ``at_most_once``.
     """
     if function is not None:
         return Step(function, **options)
@@ -169,6 +240,10 @@ def step(function: Any = None, /, **options: Any) -> Any:
 
 
 # --- workflows --------------------------------------------------------------------------------------------------------
+
+Existing = Literal["return", "reject", "restart"]
+"""What starting an id means that was started before: it is returned (the same workflow and arguments provided); that is
+an error; or it is returned while it runs, and started again once it has ended."""
 
 
 class Handle(Protocol[R_co]):
@@ -178,25 +253,86 @@ class Handle(Protocol[R_co]):
     def id(self) -> str: ...
 
     async def result(self) -> R_co:
-        """Waits until it has ended. ``WorkflowFailed`` if it ended with an exception."""
+        """Waits until it has ended. ``WorkflowFailed`` if it ended with an exception, was cancelled or terminated."""
+        ...
+
+    async def signal(self, signal: Signal[T], value: T) -> None:
+        """Durable when it returns. ``WorkflowEnded`` if it has ended; one that has yet to be started finds it then."""
+        ...
+
+    async def query(self, query: Query[Q]) -> Q:
+        """Answered by the workflow as it is in memory here, or by a replay of its journal; also after its end."""
+        ...
+
+    async def update(self, update: Update[A, Q], value: A) -> Q:
+        """Waits for the answer. ``UpdateFailed`` if it was refused or failed."""
+        ...
+
+    async def cancel(self, reason: str = "") -> None:
+        """Raises CancelledError in it, where it waits; it may clean up, or go on."""
+        ...
+
+    async def terminate(self, reason: str = "") -> None:
+        """Ends it where it is, without clean-up."""
+        ...
+
+    async def pause(self) -> None:
+        """Leaves it as it is until ``resume``; running steps are interrupted, and run again then."""
+        ...
+
+    async def resume(self) -> None:
+        """Lets one that was paused go on, or that paused itself because a step gave up: the step is tried again."""
+        ...
+
+    async def retry(self) -> None:
+        """Lets a failed one go on before the step that failed last; what came later in its history is forgotten."""
         ...
 
 
+class Options(msgspec.Struct, frozen=True):
+    """How a workflow is started."""
+
+    id: str | None = None
+    key: str | None = None
+    delay: float = 0.0
+    existing: Existing = "return"
+
+
 class Starter(Protocol):
-    """The process that runs workflows."""
+    """What a service has for its workflows."""
 
     def start_workflow(
-        self, workflow: Workflow[*tuple[Any, ...], Any], args: tuple[Any, ...], id: str | None
+        self, workflow: Workflow[*tuple[Any, ...], Any], args: tuple[Any, ...], options: Options
     ) -> Awaitable[Handle[Any]]: ...
 
     def handle(self, workflow: Workflow[*tuple[Any, ...], Any], id: str) -> Handle[Any]: ...
 
 
+class ChildHandle(Generic[R]):
+    """A workflow that was started by a workflow. Talk to it in a step, by its id."""
+
+    def __init__(self, host: Host, child: Child) -> None:
+        self._host, self._child = host, child
+
+    @property
+    def id(self) -> str:
+        return self._child.id
+
+    async def result(self) -> R:
+        return cast("R", await self._host.joined(self._child))
+
+
 class Workflow(Generic[*Ts, R]):
     """See ``workflow``."""
 
-    def __init__(self, function: Callable[[Unpack[Ts]], Coroutine[Any, Any, R]], *, name: str | None = None) -> None:
-        self.function, self.name = function, name or function.__name__
+    def __init__(
+        self,
+        function: Callable[[Unpack[Ts]], Coroutine[Any, Any, R]],
+        *,
+        name: str | None = None,
+        timeout: float | None = None,
+    ) -> None:
+        self.function, self.name, self.timeout = function, name or function.__name__, timeout
         self.signature = Signature(function)
         if not inspect.iscoroutinefunction(function):
             raise ConfigurationError(
@@ -205,14 +341,46 @@ class Workflow(Generic[*Ts, R]):
         self.__doc__, self.__name__, self.__wrapped__ = function.__doc__, function.__name__, function
         self._starter: Starter | None = None
 
-    async def start(self, *args: *Ts, id: str | None = None) -> Handle[R]:
-        """Starts it, durably when this returns. The same id and arguments again are the same workflow."""
-        return await self.starter.start_workflow(cast("Any", self), args, id)
+    async def start(
+        self,
+        *args: *Ts,
+        id: str | None = None,
+        key: str | None = None,
+        delay: float = 0.0,
+        existing: Existing = "return",
+    ) -> Handle[R]:
+        """Starts it, durably when this returns. The same id and arguments again are the same workflow.
 
-    async def run(self, *args: *Ts, id: str | None = None) -> R:
-        """Starts it and waits for its result."""
-        handle = await self.start(*args, id=id)
+        ``key`` is a business key by which others may address it; an open workflow has it for itself. ``delay`` is in
+        seconds.
+        """
+        return await self.starter.start_workflow(cast("Any", self), args, Options(id, key, delay, existing))
+
+    async def run(
+        self,
+        *args: *Ts,
+        id: str | None = None,
+        key: str | None = None,
+        delay: float = 0.0,
+        existing: Existing = "return",
+    ) -> R:
+        """Starts it and waits for its result. Inside a workflow it is a child: cancelled if its caller is."""
+        loop = running()
+        if loop is not None:
+            return await self.child(*args, id=id, key=key, delay=delay).result()
+        handle = await self.start(*args, id=id, key=key, delay=delay, existing=existing)
         return await handle.result()
+
+    def child(
+        self, *args: *Ts, id: str | None = None, key: str | None = None, delay: float = 0.0, detached: bool = False
+    ) -> ChildHandle[R]:
+        """Inside a workflow: starts it and goes on. A ``detached`` one outlives its caller."""
+        loop = running()
+        if loop is None:
+            raise WorkflowError(f"{self.name}.child() is for workflows; use {self.name}.start()")
+        host: Host = loop.host
+        options = {"id": id, "key": key, "delay": delay, "detached": detached}
+        return ChildHandle(host, host.child(self, args, options))
 
     def handle(self, id: str) -> Handle[R]:
         """One that was started before."""
@@ -222,18 +390,35 @@ class Workflow(Generic[*Ts, R]):
         """The plain function, for tests and for use inside another workflow: nothing of its own is stored."""
         return self.function(*args)
 
+    async def bounded(self, args: Sequence[Any], kwargs: dict[str, Any]) -> R:
+        """The function within its timeout."""
+        if self.timeout is None:
+            return await self.function(*args, **kwargs)
+        async with asyncio.timeout(self.timeout):
+            return await self.function(*args, **kwargs)
+
+    def called(self, args: tuple[Any, ...]) -> tuple[bytes, bytes]:
+        """The arguments and their digest; raises for one that is no data."""
+        body = self.signature.encode(args, {})
+        return body, digest_of(body)
+
     @property
     def starter(self) -> Starter:
+        if running() is not None:
+            raise WorkflowError(
+                f"inside a workflow, start {self.name!r} with {self.name}.run() or {self.name}.child(), or in a step"
+            )
         if self._starter is None:
             raise Stopped(
-                f"workflow {self.name!r} is not running here: use it inside 'async with app.run(…)' of its service"
+                f"workflow {self.name!r} is not connected here: use it inside 'async with app.run(…)' or "
+                "'app.connect(…)' of its service"
             )
         return self._starter
 
     def bind(self, starter: Starter | None) -> None:
-        """Called by the process that runs it, when it starts and stops."""
+        """Called when its service is connected, and disconnected."""
         if starter is not None and self._starter is not None:
-            raise ConfigurationError(f"workflow {self.name!r} is running in this process already")
+            raise ConfigurationError(f"workflow {self.name!r} is connected in this process already")
         self._starter = starter
 
 
@@ -244,11 +429,12 @@ class _WorkflowDecorator(Protocol):
 @overload
 def workflow(function: Callable[[Unpack[Ts]], Coroutine[Any, Any, R]], /) -> Workflow[*Ts, R]: ...
 @overload
-def workflow(*, name: str | None = None) -> _WorkflowDecorator: ...
+def workflow(*, name: str | None = None, timeout: float | None = None) -> _WorkflowDecorator: ...
 def workflow(function: Any = None, /, **options: Any) -> Any:
     """A workflow: an async function that survives the death of its process. Everything with an effect is a ``step``.
 
-    ``name`` is what is stored, the function's own by default.
+    ``name`` is what is stored, the function's own by default. After ``timeout`` seconds TimeoutError is raised in it,
+    where it waits.
     """
     if function is not None:
         return Workflow(function, **options)

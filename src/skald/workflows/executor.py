@@ -1,36 +1,66 @@
-"""The workflows of one service in one process: starts them, and resumes those that nobody owns.
+"""The workflows of one service in one process: begins them, takes those that nobody owns, brings them their letters.
 
 The owner of a workflow is the process whose name stands in its row; every unit names that process's fence, so one that
-was replaced cannot write. Nothing is read on a first execution.
+was replaced cannot write. Nothing is read on a first execution. One task looks around, when the bell rings or somebody
+is due: letters for what is in memory; timers that are due, in bulk; workflows to be taken, by batches.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+
+import msgspec
 
 from skald.clock import Clock
-from skald.errors import ConfigurationError, Fenced, Overloaded, SkaldError, Stopped, WorkflowExists, WorkflowMismatch
+from skald.errors import Fenced, Overloaded, SkaldError, Stopped, StoreUnavailable, WorkflowExists, WorkflowUnknown
 from skald.message import new_id
 from skald.messaging.outcome import describe
 from skald.store import Store
-from skald.telemetry import Recovering, WorkflowStopped, emit
+from skald.telemetry import Recovering, emit
+from skald.unit import LetterKind, Unit, WorkflowEnd, WorkflowStart, WorkflowState, WorkflowWrites
 from skald.workflows import journal
-from skald.workflows.definition import Workflow
-from skald.workflows.handle import WorkflowHandle
+from skald.workflows.client import AnyWorkflow, Client, outside
+from skald.workflows.databaseclock import DatabaseClock
+from skald.workflows.definition import Child
+from skald.workflows.failure import End, Failure, encode_failure
 from skald.workflows.instance import Instance
-from skald.workflows.turner import PAUSE, Submit, Turner
+from skald.workflows.letters import delayed
+from skald.workflows.receiving import receive, terminated
+from skald.workflows.recorder import Submit, child_ended
+from skald.workflows.steps import StepRunner
+from skald.workflows.turner import PAUSE, Turner
 
-AnyWorkflow = Workflow[*tuple[Any, ...], Any]
 
-MAX_ID = 200
-"""Characters of an id."""
-MAX_LIVE = 100_000
-"""Workflows in memory, before starting another one is refused."""
-BATCH = 200
-"""Workflows resumed at a time."""
+class ExecutorSettings(msgspec.Struct, frozen=True):
+    """``idle`` and ``poll`` are in seconds, ``retention`` in days."""
+
+    idle: float = 10.0
+    """A workflow that has waited for so long leaves memory."""
+    poll: float = 1.0
+    """Between looks when no bell rings."""
+    max_live: int = 100_000
+    """Workflows in memory, before starting another one is refused."""
+    max_taken: int = 5_000
+    """Workflows in memory, before no further ones are taken."""
+    batch: int = 200
+    """Workflows taken at a time."""
+    fire: int = 2_000
+    """Timers fired at a time."""
+    retention: float | None = 30.0
+    """For which workflows that have ended are kept; ``None``: for ever."""
+
+
+FEW = 20
+"""Workflows that are taken however many are in memory."""
+SOON = 0.01
+"""Seconds, at least, between looks at what could not be taken."""
+AT_ONCE = 50
+"""Workflows that are replayed without a pause."""
+PRUNE_EVERY, PRUNE_BATCH = 60.0, 500
+LETTER_DAYS = 1.0
+_DAY = 86_400_000_000
 
 
 class Executor:
@@ -39,165 +69,293 @@ class Executor:
     def __init__(
         self,
         service: str,
-        workflows: Iterable[AnyWorkflow],
+        client: Client,
         *,
         store: Store,
         committer: Submit,
         clock: Clock,
         owner: str,
+        steps: StepRunner,
         lose: Callable[[], None],
+        settings: ExecutorSettings,
     ) -> None:
-        self._service, self._store, self._clock, self._owner, self._lose = service, store, clock, owner, lose
-        self._workflows = {workflow.name: workflow for workflow in workflows}
-        self._turner = Turner(
-            service, committer=committer, clock=clock, owner=owner, lose=lose, forgotten=self._bring_back
-        )
+        self._service, self.store, self.owner, self._lose = service, store, owner, lose
+        self.committer, self.steps = committer, steps
+        self._client, self._settings = client, settings
+        self._clock = DatabaseClock(store, clock)
+        self.turner = Turner(
+            service, committer=committer, clock=self._clock, owner=owner, steps=steps, lose=lose,
+            forgotten=self.bring_back, begin_child=self._begin_child,
+        )  # fmt: skip
         self._loop = asyncio.get_running_loop()
-        self._lost: set[str] = set()
+        self.lost: set[str] = set()
         """Runs that are owned and not in memory, because a commit has failed."""
+        self._stray = False
+        """There may be rows of ours that are not in memory."""
         self._look = asyncio.Event()
+        self._looking = asyncio.Lock()
+        self._at: asyncio.TimerHandle | None = None
+        self._prune_at = self._evict_at = 0.0
         self._started = self._stopping = False
+        self._stop_listening: Callable[[], None] = _nothing
 
     # --- life ---------------------------------------------------------------------------------------------------------
 
-    def start(self) -> None:
-        """From now on workflows can be started here; ``run`` resumes those that nobody owns."""
-        if not self._store.features.workflows:
-            raise ConfigurationError(f"{self._service}: workflows need SQLite for now, and its store is another one")
-        bound = []
-        try:
-            for workflow in self._workflows.values():
-                workflow.bind(self)
-                bound.append(workflow)
-        except SkaldError:
-            for workflow in bound:
-                workflow.bind(None)
-            raise
+    async def start(self) -> None:
+        """From now on workflows can be started here; ``run`` takes those that nobody owns."""
+        await self._clock.synchronise()
+        self._client.local = self
+        self._stop_listening = self.store.workflows.listen(self.look)
         self._started = True
         self._look.set()
 
     def look(self) -> None:
-        """Asks for a look at workflows without an owner."""
+        """Asks for a look around."""
         self._look.set()
 
     async def run(self) -> None:
-        """Until ``stop``: resumes what nobody owns, whenever somebody asks."""
+        """Until ``stop``: looks around, whenever somebody asks."""
         while not self._stopping:
             await self._look.wait()
             self._look.clear()
             try:
-                await self._resume()
+                async with self._looking:
+                    self._look_at(await self._look_around())
             except Fenced:
                 self._lose()
                 return
             except (SkaldError, OSError) as error:
-                emit(Recovering(self._service, "resuming workflows", describe(error), PAUSE))
-                self._loop.call_later(PAUSE, self._look.set)
+                # What was just taken may be nobody's now but in its row.
+                self._stray = True
+                emit(Recovering(self._service, "looking after workflows", describe(error), PAUSE))
+                self._look_at(PAUSE)
 
     async def stop(self) -> None:
         """Ends the running steps and waits for what is being committed. The workflows go on in another process."""
         if self._stopping or not self._started:
             return
         self._stopping = True
+        self._client.local = None
+        self._stop_listening()
+        if self._at is not None:
+            self._at.cancel()
         self._look.set()
-        for workflow in self._workflows.values():
-            workflow.bind(None)
-        await self._turner.stop()
-        await self._outside(self._turner.leave_all)
+        await self.turner.stop()
 
-    async def _outside(self, callback: Callable[[], None]) -> None:
-        """Calls it in a plain callback of the loop, because it enters machines, and waits for it."""
-        done: asyncio.Future[None] = self._loop.create_future()
+    def _look_at(self, seconds: float) -> None:
+        if self._at is not None:
+            self._at.cancel()
+        self._at = self._loop.call_later(seconds, self._look.set)
 
-        def call() -> None:
-            try:
-                callback()
-            except BaseException as error:
-                done.set_exception(error)
-            else:
-                done.set_result(None)
+    # --- for tests ----------------------------------------------------------------------------------------------------
 
-        self._loop.call_soon(call, context=self._turner.context)
-        await done
+    async def looked(self) -> None:
+        """Returns when somebody has looked around since."""
+        async with self._looking:
+            await self._look_around()
 
     # --- starting -----------------------------------------------------------------------------------------------------
 
-    async def start_workflow(self, workflow: AnyWorkflow, args: tuple[Any, ...], id: str | None) -> WorkflowHandle:
-        """Durable when it returns. An id that exists is the same workflow, or ``WorkflowMismatch``."""
-        body = workflow.signature.encode(args, {})
-        run = new_id()
-        id = run if id is None else id
-        if not 1 <= len(id) <= MAX_ID or not id.isprintable():
-            raise WorkflowMismatch(f"{id[:MAX_ID]!r} is no id: use 1 to {MAX_ID} printable characters")
-        instance = self._turner.live.get(id) or self._new(workflow, id, run, body)
-        try:
-            # Others may wait for it too, and it goes on if this caller gives up.
-            await asyncio.shield(instance.started)
-        except WorkflowExists:
-            return await self._existing(workflow, body, id)
-        _require_same(id, workflow, body, instance.workflow.name, instance.body)
-        return WorkflowHandle(self._store, workflow, id, instance.ended)
+    def live(self, id: str) -> Instance | None:
+        return self.turner.live.get(id)
 
-    def _new(self, workflow: AnyWorkflow, id: str, run: str, body: bytes) -> Instance:
-        live = self._turner.live
+    def begin(
+        self, workflow: AnyWorkflow, id: str, run: str, body: bytes, key: str | None, parent: str | None = None
+    ) -> Instance:
+        """Its ``started`` is done when that is durable."""
         if self._stopping:
             raise Stopped(f"service {self._service!r} is stopping; nothing was started")
-        if len(live) >= MAX_LIVE:
+        if len(self.turner.live) >= self._settings.max_live:
             raise Overloaded(f"the memory of {self._service} for workflows")
-        self._store.ensure_free()
-        instance = live[id] = Instance(workflow, id, run, body, self._clock.now(), resumed=False)
-        self._loop.call_soon(self._turner.begin, instance, context=self._turner.context)
+        self.store.ensure_free()
+        instance = Instance(workflow, id, run, body, self._clock.now(), first=True, parent=parent, key=key)
+        self.turner.add(instance)
+        self._loop.call_soon(self.turner.begin, instance, context=self.turner.context)
         return instance
 
-    async def _existing(self, workflow: AnyWorkflow, body: bytes, id: str) -> WorkflowHandle:
-        known = await journal.by_id(self._store, id)
-        if known is None:
-            raise WorkflowExists(id)  # and was deleted meanwhile
-        _require_same(id, workflow, body, known.workflow, known.input)
-        if known.owner == self._owner and known.end is None and id not in self._turner.live:
-            # An earlier call has committed it without being told so.
-            self._bring_back(known.run)
-        return self.handle(workflow, id)
+    def _begin_child(self, parent: Instance, child: Child) -> None:
+        """As one of the parent's tasks: until the child's start is durable, the parent must not leave memory."""
+        task = self._loop.create_task(self._start_child(parent, child), context=self.turner.context.copy())
+        parent.tasks[child.identity] = task
+        task.add_done_callback(partial(self._child_started, parent, child), context=self.turner.context)
 
-    def handle(self, workflow: AnyWorkflow, id: str) -> WorkflowHandle:
-        instance = self._turner.live.get(id)
-        return WorkflowHandle(self._store, workflow, id, instance.ended if instance is not None else None)
+    def _child_started(self, parent: Instance, child: Child, task: asyncio.Task[End | None]) -> None:
+        parent.tasks.pop(child.identity, None)
+        if not task.cancelled():
+            end = End(WorkflowState.FAILED, encode_failure(error)) if (error := task.exception()) else task.result()
+            if end is not None:
+                self.turner.child_ended(parent, child, end)
 
-    # --- resuming -----------------------------------------------------------------------------------------------------
+    async def _start_child(self, parent: Instance, child: Child) -> End | None:
+        """Once, however often its parent is replayed: the id is the same, and the row names the parent. Its end, if it
+        has ended already; a failure, if it cannot be started."""
+        if child.workflow.name not in self._client.workflows:
+            raise WorkflowUnknown(f"{child.workflow.name!r} is no workflow of service {self._service!r}")
+        while True:
+            try:
+                return await self._start_once(parent, child)
+            except (StoreUnavailable, Stopped) as error:
+                # No fault of the child's: the store is away, or this process is about to end.
+                emit(Recovering(self._service, f"starting workflow {child.id}", describe(error), PAUSE))
+                await self.steps.sleep(PAUSE)
 
-    def _bring_back(self, run: str) -> None:
-        """One whose memory was given up. Where no row is (a start that failed) nothing is resumed."""
-        self._lost.add(run)
-        self._loop.call_later(PAUSE, self._look.set)
+    async def _start_once(self, parent: Instance, child: Child) -> End | None:
+        name, ours = child.workflow.name, (parent.run, child.workflow.name)
+        live = self.live(child.id)
+        if live is not None:
+            await asyncio.shield(live.started)
+            found, end = (live.parent, live.workflow.name), None
+        else:
+            # Of a parent that was replayed it has mostly been started.
+            known = None if parent.first else await journal.by_id(self.store, child.id)
+            if known is None:
+                try:
+                    await self._insert_child(parent, child)
+                    return None
+                except WorkflowExists:
+                    known = await journal.by_id(self.store, child.id)
+                    if known is None:
+                        raise
+            found, end = (known.parent, known.workflow), known.end
+        # With the same arguments, by the last run or by one that it continues.
+        if found != ours or not await journal.was_started_with(self.store, child.id, name, child.body):
+            raise WorkflowExists(child.id)
+        return end
 
-    async def _resume(self) -> None:
-        runs, self._lost = self._lost, set()
-        try:
-            await self._resume_all(await journal.mine(self._store, self._owner, runs))
-        except BaseException:
-            self._lost |= runs
-            raise
-        while not self._stopping:
-            found = await journal.claim(self._store, self._owner, BATCH)
-            await self._resume_all(found)
-            if len(found) < BATCH:
-                return
-
-    async def _resume_all(self, found: list[journal.Open]) -> None:
-        for one in found:
-            workflow = self._workflows.get(one.workflow)
-            if workflow is None:
-                error = f"there is no workflow {one.workflow!r} in this program"
-                emit(WorkflowStopped(self._service, one.workflow, one.id, error))
-            elif not self._stopping and one.id not in self._turner.live:
-                instance = Instance(workflow, one.id, one.run, one.input, one.started_at, resumed=True)
-                await self._outside(partial(self._turner.resume, instance, one.history))
-
-
-def _require_same(id: str, workflow: AnyWorkflow, body: bytes, known: str, known_body: bytes) -> None:
-    if workflow.name != known:
-        raise WorkflowMismatch(f"the id {id!r} belongs to a workflow {known!r}, which is not {workflow.name!r}")
-    if body != known_body:
-        raise WorkflowMismatch(
-            f"workflow {id!r} was started with other arguments: {known_body[:200]!r} and now {body[:200]!r}"
+    async def _insert_child(self, parent: Instance, child: Child) -> None:
+        run = new_id()
+        if not child.delay and len(self.turner.live) < self._settings.max_live:
+            await asyncio.shield(self.begin(child.workflow, child.id, run, child.body, child.key, parent.run).started)
+            return
+        start = WorkflowStart(
+            run, child.id, child.workflow.name, None, 0, parent.run, child.key, child.body, self._clock.now()
         )
+        async with self.store.transaction() as tx:
+            start = await delayed(start, child.delay, tx.now)
+            await tx.apply(Unit(fence=self.owner, workflows=WorkflowWrites(starts=(start,))))
+
+    # --- looking around -----------------------------------------------------------------------------------------------
+
+    def bring_back(self, run: str) -> None:
+        """One whose memory was given up. Where no row is (a start that failed) nothing is resumed."""
+        self.lost.add(run)
+        self._look_at(PAUSE)
+
+    async def _look_around(self) -> float:
+        """Returns the seconds until the next look, if nobody asks before."""
+        settings, now = self._settings, self._loop.time()
+        await self._clock.synchronise(older_than=10.0)
+        await self._bring_back_all()
+        wake_at, has_letters = await journal.poll(self.store)
+        woken = False
+        if has_letters:
+            await self._deliver()
+            woken = await journal.wake(self.store, self.owner)
+        now_stored = self._clock.now()
+        if wake_at is not None and 0 < wake_at <= now_stored:
+            while not self._stopping and await journal.fire(self.store, self.owner, settings.fire) == settings.fire:
+                pass
+        if woken or (wake_at is not None and wake_at <= now_stored):
+            if await self._take():
+                return 0.0
+            wake_at, _ = await journal.poll(self.store)
+            if wake_at is not None and wake_at <= self._clock.now():
+                wake_at = None  # somebody else's just now, or of a program that has its code
+        if now >= self._evict_at:
+            self._evict_at = now + min(settings.idle / 4, settings.poll)
+            self.turner.evict(settings.idle)
+        if now >= self._prune_at:
+            self._prune_at = now + PRUNE_EVERY
+            await self._prune()
+        if self.lost:
+            return SOON
+        if wake_at is None:
+            return settings.poll
+        return min(settings.poll, max(SOON, (wake_at - self._clock.now()) / 1e6))
+
+    async def _bring_back_all(self) -> None:
+        if self._stray:
+            self.lost |= await journal.owned(self.store, self.owner) - self.turner.runs.keys()
+            self._stray = False
+        runs, self.lost = self.lost, set()
+        if not runs:
+            return
+        try:
+            await self._resume(await journal.mine(self.store, self.owner, runs))
+        except BaseException:
+            self.lost |= runs
+            raise
+
+    async def _take(self) -> bool:
+        """Takes a batch of what nobody owns; true if there may be more."""
+        if self._stopping or len(self.turner.live) >= self._settings.max_live:
+            return False
+        # Some at any rate: what sleeps must not wait for what is started here.
+        room = min(self._settings.batch, max(FEW, self._settings.max_taken - len(self.turner.live)))
+        found = await journal.claim(self.store, self.owner, self._client.workflows, room)
+        await self._resume(found)
+        return len(found) == room
+
+    async def _resume(self, found: Sequence[journal.Open]) -> None:
+        if not found:
+            return
+        mail = await journal.letters(self.store, self.owner)
+        known = []
+        for one in found:
+            if one.workflow in self._client.workflows:
+                known.append(one)
+            else:
+                await self._without_code(one, mail.get(one.run, ()))
+        # Some at once, so that what they write shares its commits; and not all, so that the process goes on meanwhile.
+        for first in range(0, len(known), AT_ONCE):
+            await outside(partial(self._resume_some, known[first : first + AT_ONCE], mail))
+
+    def _resume_some(self, found: Sequence[journal.Open], mail: dict[str, list[journal.Mail]]) -> None:
+        for one in found:
+            if (here := self.turner.runs.get(one.run)) is not None:
+                if here.rest is not None:
+                    # It has given itself up, and was taken again before it had quite left: once it has.
+                    self.lost.add(one.run)
+            elif not self._stopping:
+                workflow = self._client.workflows[one.workflow]
+                instance = Instance(
+                    workflow, one.id, one.run, one.input, one.started_at,
+                    first=one.first, parent=one.parent, key=one.key,
+                )  # fmt: skip
+                self.turner.guarded(instance, partial(self.turner.resume, instance, one.history, mail.get(one.run, ())))
+
+    async def _without_code(self, one: journal.Open, letters: Sequence[journal.Mail]) -> None:
+        """All that can be done with it is to end it; otherwise it waits for a program that has it."""
+        for letter in letters:
+            if letter.kind == LetterKind.TERMINATE:
+                end = WorkflowEnd(one.run, WorkflowState.TERMINATED, terminated(letter), self._clock.now())
+                told = child_ended(one.parent, one.id, End(end.state, end.outcome), end.time)
+                writes = WorkflowWrites(ends=(end,), taken=(letter.id,), letters=told)
+                await self.committer.submit(Unit(fence=self.owner, workflows=writes))
+                return
+        failure = Failure("WorkflowUnknown", f"there is no workflow {one.workflow!r} in this program")
+        await self.turner.recorder.park(one.workflow, one.id, one.run, failure)
+
+    async def _deliver(self) -> None:
+        mail = await journal.letters(self.store, self.owner)
+        if mail:
+            await outside(partial(self._receive, mail))
+
+    def _receive(self, mail: dict[str, list[journal.Mail]]) -> None:
+        for run, letters in mail.items():
+            instance = self.turner.runs.get(run)
+            if instance is not None and instance.started.done():
+                for letter in letters:
+                    self.turner.guarded(instance, partial(receive, self.turner, instance, letter, self._clock.now()))
+
+    async def _prune(self) -> None:
+        now = self._clock.now()
+        if self._settings.retention is not None:
+            before = now - round(self._settings.retention * _DAY)
+            if await journal.prune(self.store, before, PRUNE_BATCH) == PRUNE_BATCH:
+                self._prune_at = 0.0  # there may be more, at the next look
+            await journal.prune_letters(self.store, now - round(LETTER_DAYS * _DAY), before)
+
+
+def _nothing() -> None:
+    pass

@@ -1,18 +1,33 @@
-"""What the executor reads: workflows without an owner, their histories, and how one has ended."""
+"""What is read of workflows, and what is written besides units: claims, timers that fire, and what operators do."""
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterable
 
 import msgspec
 
 from skald import failpoints
+from skald.errors import WorkflowBusy, WorkflowUnknown
 from skald.sql import blocks
 from skald.store import Row, Store
-from skald.unit import EntryKind, JournalEntry, Unit, WorkflowState
-from skald.workflows.replay import End
+from skald.unit import EntryKind, JournalEntry, LetterKind, Unit, WorkflowState
+from skald.workflows.failure import End
 
-_SQL = blocks("skald.workflows", "workflows")
+SQL = blocks("skald.workflows", "workflows")
+SIZES = (1, 10, 50, 200)
+"""Of the lists of runs whose journals are read at once."""
+OPEN = (WorkflowState.SCHEDULED, WorkflowState.RUNNING, WorkflowState.PAUSED)
+
+
+class Mail(msgspec.Struct, frozen=True):
+    """A letter as its receiver reads it."""
+
+    id: str
+    kind: LetterKind
+    name: str
+    payload: bytes
+    time: int
 
 
 class Open(msgspec.Struct, frozen=True):
@@ -21,53 +36,205 @@ class Open(msgspec.Struct, frozen=True):
     run: str
     id: str
     workflow: str
+    parent: str | None
     input: bytes
     started_at: int
     history: tuple[JournalEntry, ...] = ()
+    first: bool = False
+    """Nobody has run it before."""
+    key: str | None = None
 
 
 class Known(msgspec.Struct, frozen=True):
     """A workflow that was started, by its id."""
 
     run: str
+    id: str
     workflow: str
+    state: WorkflowState
     owner: str | None
+    parent: str | None
     input: bytes
-    end: End | None
+    outcome: bytes | None
+    started_at: int
+
+    @property
+    def end(self) -> End | None:
+        return None if self.state in OPEN else End(self.state, self.outcome or b"")
+
+
+def _sql(store: Store, name: str) -> str:
+    return SQL[name].replace("{for_update}", store.features.for_update)
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)
 
 
 async def by_id(store: Store, id: str) -> Known | None:
-    rows = await store.fetch(_SQL["by_id"], id=id)
+    """The last run of an id."""
+    return _known(await store.fetch(SQL["by_id"], id=id))
+
+
+async def by_run(store: Store, run: str) -> Known | None:
+    return _known(await store.fetch(SQL["by_run"], run=run))
+
+
+def _known(rows: list[Row]) -> Known | None:
     if not rows:
         return None
     row = rows[0]
-    state = WorkflowState(row["state"])
-    end = None if state == WorkflowState.RUNNING else End(state, row["outcome"])
-    return Known(str(row["run"]), row["workflow"], row["owner"], row["input"], end)
+    fixed = {"run": str(row["run"]), "parent": _text(row["parent"]), "state": WorkflowState(row["state"])}
+    return Known(**{**row, **fixed})
 
 
-async def claim(store: Store, owner: str, most: int) -> list[Open]:
-    """Takes workflows that nobody owns, with their histories. Raises ``Fenced`` if this process has lost its own."""
+async def poll(store: Store) -> tuple[int | None, bool]:
+    """When the next workflow without an owner is due, and whether there are any letters."""
+    [row] = await store.fetch(SQL["poll"])
+    return row["wake_at"], bool(row["letters"])
+
+
+async def fire(store: Store, owner: str, most: int) -> int:
+    """Journals that timers of workflows without an owner are due, by the database's clock; these can be claimed then.
+    Returns how many."""
+    token = -1 - secrets.randbits(60)
     async with store.transaction() as tx:
         await tx.apply(Unit(fence=owner))
-        rows = await tx.fetch(_SQL["claim"], owner=owner, most=most)
+        now = await tx.now()
+        fired = await tx.execute(_sql(store, "fire"), token=token, now=now, most=most)
+        if fired:
+            await tx.execute(SQL["fired"], token=token, now=now, none=b"")
+        failpoints.hit("workflows.firing")
+    return fired
+
+
+async def asleep(store: Store) -> bool:
+    """Whether there are letters for workflows that nobody owns."""
+    return bool(await store.fetch(SQL["asleep"]))
+
+
+async def wake(store: Store, owner: str) -> bool:
+    """Makes workflows without an owner for which there are letters claimable; false if there are none."""
+    if not await asleep(store):
+        return False
+    async with store.transaction() as tx:
+        await tx.apply(Unit(fence=owner))
+        for name in ("wake_runs", "wake_ids", "wake_keys"):
+            await tx.execute(_sql(store, name))
+    return True
+
+
+async def claim(store: Store, owner: str, names: Iterable[str], most: int) -> list[Open]:
+    """Takes workflows of these names that nobody owns, and any that is to be terminated, with their histories. Raises
+    ``Fenced`` if this process has lost its own."""
+    async with store.transaction() as tx:
+        await tx.apply(Unit(fence=owner))
+        now = await tx.now()
+        known = f",{','.join(names)},"
+        rows = await tx.fetch(_sql(store, "claim"), owner=owner, most=most, now=now, names=known)
         failpoints.hit("workflows.claiming")
     failpoints.hit("workflows.claimed")
-    return await _with_histories(store, owner, rows)
+    return await _with_histories(store, [{**row, "first": row["started_at"] == now} for row in rows])
+
+
+async def owned(store: Store, owner: str) -> set[str]:
+    """Runs that this process owns."""
+    return {str(row["run"]) for row in await store.fetch(SQL["owned"], owner=owner)}
+
+
+async def was_started_with(store: Store, id: str, workflow: str, body: bytes) -> bool:
+    """Whether any run of this id was."""
+    return bool(await store.fetch(SQL["started_with"], id=id, workflow=workflow, input=body))
 
 
 async def mine(store: Store, owner: str, runs: Iterable[str]) -> list[Open]:
     """Those of the runs that this process owns and that have not ended."""
-    rows = [row for run in runs for row in await store.fetch(_SQL["mine"], run=run, owner=owner)]
-    return await _with_histories(store, owner, rows)
+    rows = [row for run in runs for row in await store.fetch(SQL["mine"], run=run, owner=owner)]
+    return await _with_histories(store, rows)
 
 
-async def _with_histories(store: Store, owner: str, rows: list[Row]) -> list[Open]:
+async def letters(store: Store, owner: str) -> dict[str, list[Mail]]:
+    """By run: what this process's workflows have not been told yet, in order."""
+    found: dict[str, list[Mail]] = {}
+    for row in await store.fetch(SQL["letters"], owner=owner):
+        mail = Mail(row["id"], LetterKind(row["kind"]), row["name"], row["payload"], row["time"])
+        found.setdefault(str(row["run"]), []).append(mail)
+    return found
+
+
+async def history(store: Store, run: str) -> tuple[JournalEntry, ...]:
+    return tuple(_entry(row) for row in await store.fetch(SQL["journal"], run=run))
+
+
+async def _with_histories(store: Store, rows: list[Row]) -> list[Open]:
     if not rows:
         return []
     histories: dict[str, list[JournalEntry]] = {str(row["run"]): [] for row in rows}
-    found = await store.fetch(_SQL["journal"], owner=owner, first=min(histories), last=max(histories))
-    for row in found:
-        if (history := histories.get(str(row["run"]))) is not None:
-            history.append(JournalEntry(**{**row, "run": str(row["run"]), "kind": EntryKind(row["kind"])}))
-    return [Open(**{**row, "run": str(row["run"])}, history=tuple(histories[str(row["run"])])) for row in rows]
+    runs = list(histories)
+    # One of a few sizes, filled up with the last run, so that there are only a few statements to prepare.
+    size = next((size for size in SIZES if size >= len(runs)), len(runs))
+    places = {f"r{n}": runs[min(n, len(runs) - 1)] for n in range(size)}
+    sql = SQL["journals"].replace("{runs}", ", ".join(f":{place}" for place in places))
+    for row in await store.fetch(sql, **places):
+        histories[str(row["run"])].append(_entry(row))
+    return [
+        Open(**{**row, "run": run, "parent": _text(row["parent"])}, history=tuple(histories[run]))
+        for row in rows
+        for run in [str(row["run"])]
+    ]
+
+
+def _entry(row: Row) -> JournalEntry:
+    return JournalEntry(**{**row, "run": str(row["run"]), "kind": EntryKind(row["kind"])})
+
+
+# --- by operators -----------------------------------------------------------------------------------------------------
+
+
+async def resume(store: Store, id: str) -> None:
+    """Lets a paused workflow go on."""
+    async with store.transaction() as tx:
+        if await tx.execute(SQL["resume"], id=id):
+            # Somebody may have asked for its pause twice.
+            await tx.execute(SQL["drop_pauses"], id=id)
+            return
+    await _refuse(store, id, "paused")
+
+
+async def retry(store: Store, id: str) -> None:
+    """Reopens a failed workflow before the step that failed last; where none did, its code has failed, and the same
+    history is replayed on what may be other code."""
+    async with store.transaction() as tx:
+        [row] = await tx.fetch(SQL["failed_step"], id=id)
+        if row["position"] is not None:
+            await tx.execute(SQL["forget_from"], id=id, position=row["position"])
+            failpoints.hit("workflows.retrying")
+        if await tx.execute(SQL["reopen"], id=id):
+            return
+    await _refuse(store, id, "failed")
+
+
+async def _refuse(store: Store, id: str, wanted: str) -> None:
+    known = await by_id(store, id)
+    if known is None:
+        raise WorkflowUnknown(f"no workflow with the id {id!r} was started")
+    if known.state != wanted:  # otherwise somebody was quicker, and did the same
+        raise WorkflowBusy(f"workflow {id!r} is {known.state.value}, and not {wanted}")
+
+
+async def prune(store: Store, before: int, most: int) -> int:
+    """Deletes workflows that ended before a time (microseconds), at most so many; returns how many."""
+    token = -1 - secrets.randbits(60)
+    async with store.transaction() as tx:
+        chosen = await tx.execute(_sql(store, "choose"), token=token, before=before, most=most)
+        if chosen:
+            await tx.execute(SQL["prune_journal"], token=token)
+            await tx.execute(SQL["prune"], token=token)
+    return chosen
+
+
+async def prune_letters(store: Store, before: int, long_before: int) -> int:
+    """Deletes letters older than ``before`` that nobody can receive any more, and all that are older than
+    ``long_before``."""
+    async with store.transaction() as tx:
+        return await tx.execute(SQL["prune_letters"], before=before, long_before=long_before)

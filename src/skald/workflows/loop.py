@@ -34,6 +34,8 @@ from skald.errors import NeverIdle, NotInWorkflow
 
 T = TypeVar("T")
 
+NEVER = 253_402_300_799.0
+"""Seconds since 1970, the last of the year 9999: a timer beyond it does not fire."""
 MOST_TURNS = 1_000_000
 """Callbacks in one ``run``, after which a workflow counts as one that never waits."""
 MOST_THROWS = 100
@@ -79,7 +81,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         self._look_at = 32
         self._generators: list[AsyncGenerator[Any, Any]] = []
         self._complain = complain
-        self._running = False
+        self._running = self._looking = False
         self._ended: BaseException | None = None
 
     # --- turned from outside ------------------------------------------------------------------------------------------
@@ -103,6 +105,17 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         finally:
             self._running = False
             sys.set_asyncgen_hooks(*hooks)
+            asyncio._set_running_loop(outer)
+
+    def look(self, function: Callable[[], T]) -> T:
+        """Calls a function as if it were on this loop, without a turn."""
+        outer = asyncio._get_running_loop()
+        asyncio._set_running_loop(self)
+        self._looking = True
+        try:
+            return function()
+        finally:
+            self._looking = False
             asyncio._set_running_loop(outer)
 
     def advance(self, time: float) -> bool:
@@ -143,6 +156,9 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
             self._ready.clear()
             self._timers.clear()
             self._tasks.clear()
+            self._complain = None
+            # It has come through every frame, and would keep them.
+            signal.__traceback__ = signal.__context__ = None
         return stubborn
 
     def _lines(self) -> str:
@@ -169,7 +185,8 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
     ) -> TimerHandle:
         timer = TimerHandle(when, callback, args, self, context)
         self._number += 1
-        heappush(self._timers, (when, self._number, timer))
+        if when < NEVER:
+            heappush(self._timers, (when, self._number, timer))
         timer._scheduled = True  # type: ignore[attr-defined]
         return timer
 
@@ -192,6 +209,9 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         if self._ended is not None:
             coro.close()
             raise self._ended
+        if self._looking:
+            coro.close()
+            raise self._refused("a new task in a query or a validator", "they may only look")
         if eager_start:
             coro.close()
             raise self._refused("eager_start=True", "leave it out: here every task starts at the loop's next turn")

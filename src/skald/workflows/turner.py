@@ -9,20 +9,37 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from skald import failpoints
 from skald.clock import Clock
-from skald.errors import Fenced, Stopped, WorkflowExists
+from skald.errors import Fenced, Rejection
+from skald.message import new_id
 from skald.messaging.outcome import describe
-from skald.telemetry import Recovering, WorkflowComplaint, WorkflowStopped, emit
-from skald.unit import Committed, EntryKind, JournalEntry, Unit, WorkflowEnd, WorkflowStart
-from skald.workflows.definition import Call
+from skald.telemetry import Recovering, WorkflowComplaint, WorkflowPaused, WorkflowStopped, emit
+from skald.unit import (
+    AddressKind,
+    EntryKind,
+    JournalEntry,
+    Letter,
+    LetterKind,
+    WorkflowRest,
+    WorkflowStart,
+    WorkflowState,
+)
+from skald.workflows.client import outside
+from skald.workflows.definition import Call, Child
+from skald.workflows.failure import End, encode, failure_of
 from skald.workflows.instance import Instance
-from skald.workflows.replay import End
-from skald.workflows.steps import StepRunner
+from skald.workflows.journal import Mail
+from skald.workflows.receiving import receive
+from skald.workflows.recorder import Record, Recorder, Submit
+from skald.workflows.replay import AnyCall
+from skald.workflows.signature import Identity
+from skald.workflows.steps import Exhausted, StepRunner
+from skald.workflows.timers import Timers
 
 PAUSE = 1.0
 """Seconds before something that failed is tried again."""
@@ -33,15 +50,11 @@ _stubborn: list[Any] = []
 """Tasks that would not end; dropping one would never come back."""
 
 
-class Submit(Protocol):
-    def submit(self, unit: Unit) -> asyncio.Future[Committed]: ...
-
-
 class Turner:
     """Holds the workflows of one service that are in this process's memory. Made on the event loop.
 
     ``lose`` is called when another process has taken over from this one, ``forgotten`` with a run that has left memory
-    and is to be brought back.
+    and is to be brought back, ``begin_child`` to start the child of an instance.
     """
 
     def __init__(
@@ -51,23 +64,31 @@ class Turner:
         committer: Submit,
         clock: Clock,
         owner: str,
+        steps: StepRunner,
         lose: Callable[[], None],
         forgotten: Callable[[str], None],
+        begin_child: Callable[[Instance, Child], None],
     ) -> None:
         self._service, self._committer, self._clock, self._owner = service, committer, clock, owner
-        self._lose, self._forgotten = lose, forgotten
+        self._lose, self._forgotten, self._begin_child = lose, forgotten, begin_child
         self.live: dict[str, Instance] = {}
         """By id."""
+        self.runs: dict[str, Instance] = {}
+        """The same, by run."""
         self.stopping = False
         self.context = contextvars.copy_context()
         """In which everything runs that no caller's context belongs to."""
-        self._steps = StepRunner(service)
+        self._steps = steps
         self._loop = asyncio.get_running_loop()
-        self._in_flight = 0
-        self._quiet = asyncio.Event()
+        self.recorder = Recorder(
+            service, committer=committer, clock=clock, owner=owner, context=self.context,
+            committed=self._committed, failed=self._failed,
+        )  # fmt: skip
+        self._record = self.recorder.record
+        self.timers = Timers(clock, self.context, self._due)
 
     async def stop(self) -> None:
-        """Ends the running steps and waits for what is being committed; ``leave_all`` follows."""
+        """Ends the running steps, waits for what is being committed, and leaves memory."""
         self.stopping = True
         tasks = [task for instance in self.live.values() for task in instance.tasks.values()]
         for task in tasks:
@@ -75,13 +96,16 @@ class Turner:
         if tasks:
             await asyncio.wait(tasks, timeout=PATIENCE)
         self._steps.close()
-        while self._in_flight:
-            self._quiet.clear()
-            await self._quiet.wait()
+        await self.recorder.quiet()
 
-    def leave_all(self) -> None:
-        for instance in tuple(self.live.values()):
-            self._leave(instance)
+        def leave_all() -> None:
+            for instance in tuple(self.live.values()):
+                self._leave(instance)
+
+        await outside(leave_all)
+
+    def add(self, instance: Instance) -> None:
+        self.live[instance.id] = self.runs[instance.run] = instance
 
     # --- the first turn -----------------------------------------------------------------------------------------------
 
@@ -94,127 +118,195 @@ class Turner:
             self._refuse_start(instance, error)
             return
         start = WorkflowStart(
-            instance.run, instance.id, instance.workflow.name, self._owner, instance.body, machine.time
-        )
+            instance.run, instance.id, instance.workflow.name, self._owner, None, instance.parent, instance.key,
+            instance.body, machine.time,
+        )  # fmt: skip
         failpoints.hit("workflow.start")
-        self._submit(instance, starts=(start,))
-        self._after(instance)
+        self._gather(instance)
+        self._record(instance, starts=(start,))
+        self.after(instance)
 
-    def resume(self, instance: Instance, history: Sequence[JournalEntry]) -> None:
-        """Brings one back to where it was, and runs what it waits for."""
+    def resume(self, instance: Instance, history: Sequence[JournalEntry], mail: Iterable[Mail]) -> None:
+        """Brings one back to where it was, tells it what came meanwhile, and runs what it waits for."""
         instance.started.set_result(None)
-        self.live[instance.id] = instance
-        machine = instance.machine
+        self.add(instance)
+        machine, mail = instance.machine, tuple(mail)
+        ending = [letter for letter in mail if letter.kind == LetterKind.TERMINATE]
+        # A timer that was journalled without its workflow: what it leads to has not happened yet.
+        untold = [entry for entry in history[-1:] if entry.kind == EntryKind.TIMER and entry.occurrence]
+        outstanding: list[AnyCall] = []
         try:
-            machine.replay(history)
+            if instance.first and not history:
+                machine.begin()
+            else:
+                machine.replay(history[: len(history) - len(untold)])
+                outstanding, machine.called = machine.called, []
+            for entry in untold:
+                machine.deliver(entry)
+        except Exception as error:
+            if not ending:  # which needs no history that fits
+                self._stop(instance, error)
+                return
+        # First what came: the result of a step may be among it.
+        for letter in ending or mail:
+            receive(self, instance, letter, self._clock.now())
+        for call in outstanding:
+            if machine.awaits(call) and not (instance.rest or instance.stopped):
+                if isinstance(call, Call):
+                    call.unknown = True
+                self._run(instance, call)
+        self.after(instance)
+        if machine.called and not (instance.in_flight or instance.rest or instance.stopped):
+            # Called because of something that is durable already, and with nothing to be written before.
+            called, machine.called = machine.called, []
+            for call in called:
+                self._run(instance, call)
+
+    def guarded(self, instance: Instance, function: Callable[[], None]) -> None:
+        """Calls it for an instance; what it raises stops that one, and nobody else."""
+        try:
+            function()
         except Exception as error:
             self._stop(instance, error)
-            return
-        called, machine.called = machine.called, []
-        for call in called:
-            self._run_step(instance, call)
-        self._after(instance)
 
     # --- what workflows are told --------------------------------------------------------------------------------------
 
-    def _tell(self, instance: Instance, entry: JournalEntry) -> None:
+    def tell(self, instance: Instance, kind: EntryKind, identity: Identity, body: bytes | None) -> None:
+        """An entry of the journal."""
+        machine = instance.machine
+        instance.since = self._loop.time()
+        entry = JournalEntry(instance.run, machine.position + 1, kind, *identity, self._clock.now(), body)
         try:
-            instance.machine.deliver(entry)
+            machine.deliver(entry)
         except Exception as error:
             self._stop(instance, error)
             return
         instance.pending.append(entry)
-        self._after(instance)
+        self.after(instance)
 
-    def _after(self, instance: Instance) -> None:
+    def _gather(self, instance: Instance) -> None:
+        """What a turn leaves to be written."""
+        machine = instance.machine
+        if machine.marks:
+            instance.pending += machine.marks
+            machine.marks = []
+        if machine.inbox.replies:
+            instance.replies += machine.inbox.replies
+            machine.inbox.replies = []
+
+    def after(self, instance: Instance) -> None:
         """What the code has asked for, now that it waits again."""
         machine = instance.machine
         if machine.dropped:
             for call in machine.dropped:
-                if task := instance.tasks.get(call.identity):
-                    task.cancel()
+                self._give_up(instance, call)
             machine.dropped.clear()
         if machine.complaints:
             for text in machine.complaints:
                 emit(WorkflowComplaint(self._service, instance.workflow.name, instance.id, text))
             machine.complaints.clear()
-        self._set_timer(instance)
-        if not instance.in_flight and (instance.pending or machine.end is not None):
-            self._submit(instance)
+        self._gather(instance)
+        if not (self.stopping or instance.rest):
+            self.timers.set(instance)
+        if not instance.in_flight and instance.has_writes:
+            self._record(instance)
 
-    def _run_step(self, instance: Instance, call: Call) -> None:
-        task = self._loop.create_task(self._steps.perform(instance, call), context=self.context.copy())
+    def _give_up(self, instance: Instance, call: AnyCall) -> None:
+        if task := instance.tasks.get(call.identity):
+            task.cancel()
+        if isinstance(call, Child) and not call.detached:
+            # To its id, because it may not have been started yet.
+            instance.letters.append(
+                Letter(new_id(), LetterKind.CANCEL, AddressKind.ID, call.id, "", b"its caller", self._clock.now())
+            )
+
+    def _run(self, instance: Instance, call: AnyCall) -> None:
+        if isinstance(call, Child):
+            self._begin_child(instance, call)
+            return
+        task = self._loop.create_task(self._steps.perform(instance, call, self._mark), context=self.context.copy())
         instance.tasks[call.identity] = task
         task.add_done_callback(partial(self._stepped, instance, call), context=self.context)
 
-    def _stepped(self, instance: Instance, call: Call, task: asyncio.Task[tuple[EntryKind, bytes]]) -> None:
+    async def _mark(self, instance: Instance, call: Call) -> None:
+        """Durable when this returns: an attempt of the step begins."""
+        marked: asyncio.Future[None] = self._loop.create_future()
+        self._loop.call_soon(self._begun, instance, call, marked, context=self.context)
+        await marked
+
+    def _begun(self, instance: Instance, call: Call, marked: asyncio.Future[None]) -> None:
+        if instance.stopped or instance.rest or not instance.machine.awaits(call):
+            marked.cancel()
+            return
+        instance.marked.append(marked)
+        self.tell(instance, EntryKind.STEP_BEGUN, call.identity, None)
+
+    def child_ended(self, instance: Instance, child: Child, end: End) -> None:
+        """It could not be started, or had ended long ago."""
+        if not (instance.stopped or instance.rest or self.stopping) and instance.machine.awaits(child):
+            done = end.state == WorkflowState.COMPLETED
+            kind = EntryKind.CHILD_DONE if done else EntryKind.CHILD_FAILED
+            self.tell(instance, kind, child.identity, end.body)
+
+    def _stepped(self, instance: Instance, call: Call, task: asyncio.Task[tuple[EntryKind, bytes] | None]) -> None:
         instance.tasks.pop(call.identity, None)
-        if task.cancelled() or self.stopping or instance.stopped or not instance.machine.awaits(call):
+        error = None if task.cancelled() else task.exception()  # asked for, whoever wants it
+        if task.cancelled() or self.stopping or instance.stopped or instance.rest or not instance.machine.awaits(call):
             return
-        if error := task.exception():
-            self._stop(instance, error)  # a defect of ours
+        if error is not None:
+            if isinstance(error, Exhausted):
+                name, failure = instance.workflow.name, error.failure
+                emit(WorkflowPaused(self._service, name, instance.id, call.name, failure.type))
+                self.put_away(instance, WorkflowState.PAUSED, encode(failure))
+            else:
+                self._stop(instance, error)  # a defect of ours
             return
-        kind, body = task.result()
-        now, position = self._clock.now(), instance.machine.position + 1
-        self._tell(instance, JournalEntry(instance.run, position, kind, *call.identity, now, body))
+        if (result := task.result()) is not None:  # otherwise it comes as a letter
+            self.tell(instance, result[0], call.identity, result[1])
 
-    def _set_timer(self, instance: Instance) -> None:
-        wake_at = instance.machine.wake_at()
-        if wake_at is None or self.stopping:
-            return
-        if instance.asleep is not None:
-            if instance.wake_at <= wake_at:
-                return  # it will look again then
-            instance.asleep.cancel()
-        instance.wake_at = wake_at
-        delay = max(0.0, (wake_at - self._clock.now()) / 1e6)
-        instance.asleep = self._loop.call_later(delay, self._wake, instance, context=self.context)
+    def _due(self, instance: Instance) -> None:
+        if not (self.stopping or instance.stopped or instance.rest):
+            self.tell(instance, EntryKind.TIMER, ("", b"", 0), None)
 
-    def _wake(self, instance: Instance) -> None:
-        instance.asleep = None
-        wake_at, now = instance.machine.wake_at(), self._clock.now()
-        if wake_at is None or self.stopping or instance.stopped:
-            return
-        if now < wake_at:
-            self._set_timer(instance)
-            return
-        position = instance.machine.position + 1
-        self._tell(instance, JournalEntry(instance.run, position, EntryKind.TIMER, "", b"", 0, now, None))
+    # --- leaving for a while ------------------------------------------------------------------------------------------
+
+    def evict(self, idle: float) -> None:
+        """Lets those leave memory that have waited for so many seconds, and run nothing."""
+        before = self._loop.time() - idle
+        for instance in tuple(self.live.values()):
+            quiet = not (instance.tasks or instance.in_flight or instance.rest or instance.has_writes)
+            if quiet and instance.since <= before and instance.started.done():
+                self.guarded(instance, partial(self.put_away, instance, WorkflowState.RUNNING))
+
+    def put_away(self, instance: Instance, state: WorkflowState, note: bytes | None = None) -> None:
+        """Out of memory and without an owner, once that is durable."""
+        wake_at = instance.machine.wake_at() if state == WorkflowState.RUNNING else None
+        instance.rest = WorkflowRest(instance.run, state, wake_at, note)
+        for task in instance.tasks.values():
+            task.cancel()
+        if not instance.in_flight:
+            self._record(instance)
 
     # --- commits ------------------------------------------------------------------------------------------------------
 
-    def _submit(self, instance: Instance, starts: tuple[WorkflowStart, ...] = ()) -> None:
-        machine, end = instance.machine, instance.machine.end
-        entries, instance.pending = tuple(instance.pending), []
-        instance.called, machine.called = machine.called, []
-        ends = (WorkflowEnd(instance.run, end.state, end.body, self._clock.now()),) if end is not None else ()
-        instance.in_flight = True
-        self._in_flight += 1
-        future = self._committer.submit(Unit(fence=self._owner, starts=starts, journal=entries, ends=ends))
-        future.add_done_callback(partial(self._committed, instance, end), context=self.context)
-
-    def _committed(self, instance: Instance, end: End | None, future: asyncio.Future[Committed]) -> None:
-        instance.in_flight = False
-        self._in_flight -= 1
-        if not self._in_flight:
-            self._quiet.set()
-        error = Stopped("the commit was cancelled") if future.cancelled() else future.exception()
-        if error is not None:
-            self._failed(instance, error)
-            return
+    def _committed(self, record: Record) -> None:
+        instance = record.instance
         if not instance.started.done():
             instance.started.set_result(None)
-        if end is not None:
-            self._leave(instance, end)
+        if record.end is not None:
+            self._leave(instance, record.end)
+        elif record.rest is not None:
+            self._leave(instance)
         elif not self.stopping and not instance.stopped:
-            for call in instance.called:
-                if instance.machine.awaits(call):
-                    self._run_step(instance, call)
-            if instance.pending:
-                self._submit(instance)
+            if instance.rest is None:
+                for call in record.called:
+                    if instance.machine.awaits(call):
+                        self._run(instance, call)
+            if not instance.in_flight and instance.has_writes:
+                self._record(instance)
 
     def _failed(self, instance: Instance, error: BaseException) -> None:
-        if isinstance(error, WorkflowExists):
+        if isinstance(error, Rejection) and not isinstance(error, Fenced) and not instance.started.done():
             self._refuse_start(instance, error)
             return
         starting = not instance.started.done()
@@ -231,13 +323,12 @@ class Turner:
 
     def _leave(self, instance: Instance, end: End | None = None) -> None:
         """Out of memory, with its end or without."""
-        if self.live.get(instance.id) is instance:
+        if self.runs.pop(instance.run, None) is not None and self.live.get(instance.id) is instance:
             del self.live[instance.id]
         instance.stopped = True
         for task in instance.tasks.values():
             task.cancel()
-        if instance.asleep is not None:
-            instance.asleep.cancel()
+        self.timers.drop(instance)
         if stubborn := instance.machine.leave():
             _stubborn.extend(stubborn)
             emit(WorkflowStopped(self._service, instance.workflow.name, instance.id, "its code swallows its end"))
@@ -245,11 +336,22 @@ class Turner:
             instance.ended.set_result(end)
 
     def _stop(self, instance: Instance, error: BaseException) -> None:
-        """It cannot go on with this code; nothing is written, so that it can with other code."""
-        emit(WorkflowStopped(self._service, instance.workflow.name, instance.id, describe(error)))
-        instance.ended.set_exception(error)
-        instance.ended.exception()  # asked for: nobody may be waiting
+        """It cannot go on with this code: it waits, as its journal has it, until somebody resumes it."""
+        starting = not instance.started.done()
+        if not instance.ended.done():
+            instance.ended.set_exception(error)
+            instance.ended.exception()  # asked for: nobody may be waiting
         self._refuse_start(instance, error)
+        if not (starting or self.stopping):
+            parked = self.recorder.park(instance.workflow.name, instance.id, instance.run, failure_of(error))
+            parked.add_done_callback(partial(self._parked, instance.run))
+
+    def _parked(self, run: str, future: asyncio.Future[Any]) -> None:
+        if not future.cancelled() and (error := future.exception()) is not None and not self.stopping:
+            if isinstance(error, Fenced):
+                self._lose()
+            else:
+                self._forgotten(run)
 
     def _refuse_start(self, instance: Instance, error: BaseException) -> None:
         self._leave(instance)

@@ -47,7 +47,7 @@ SELECT process FROM skald_fences
 UNION
 SELECT owner FROM skald_cursors WHERE owner IS NOT NULL
 UNION
-SELECT owner FROM skald_workflows WHERE owner IS NOT NULL AND ended_at IS NULL
+SELECT DISTINCT owner FROM skald_workflows WHERE owner IS NOT NULL
 
 -- name: unfence
 DELETE FROM skald_fences WHERE process = :process
@@ -65,4 +65,4 @@ UPDATE skald_deliveries SET owner = NULL, attempts = attempts + 1, error = :erro
 UPDATE skald_deliveries SET owner = NULL WHERE owner = :process
 
 -- name: orphan_workflows
-UPDATE skald_workflows SET owner = NULL WHERE owner = :process AND ended_at IS NULL
+UPDATE skald_workflows SET owner = NULL, wake_at = 0 WHERE owner = :process

@@ -1,11 +1,12 @@
 """The one connection of a process that commits groups: one statement, one round trip, one transaction each.
 
-Three things can go wrong, and each has one answer. A *new* key that somebody's open transaction is inserting makes
+Four things can go wrong, and each has one answer. A *new* key that somebody's open transaction is inserting makes
 the statement time out after 50 ms: it is run again with the suspects named, which are then tried one by one, and those
 that are held stay named for a while. A lost connection leaves the outcome open: the answer is looked up under the
 group's number, and the group is run again, under the same number, only if there is none; if the first run is still
-under way, one of the two fails on that number. A value that the database refuses fails its own unit: the group is cut
-in halves until it is alone.
+under way, one of the two fails on that number. A workflow that was started elsewhere after the guard had looked makes
+the statement fail: it is run again, and the guard finds it. A value that the database refuses fails its own unit: the
+group is cut in halves until it is alone.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ HOT_SECONDS = 1.0
 FORGET_EVERY = 256
 MAX_HOT = 20
 """Each key that is held costs a millisecond of everybody's time."""
+IN_USE = ("skald_workflows_id", "skald_workflows_key")
+"""The indexes that let one of two workflows with the same id or key start."""
 Outcome = Committed | Rejection
 BAD_VALUE = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, asyncpg.ProgramLimitExceededError)
 """What one unit's own data can cause; every other error concerns the whole group."""
@@ -43,8 +46,11 @@ class Committer:
     def __init__(self, url: str, schema: str, service: str, lease: float) -> None:
         self._url, self._schema, self._service, self._lease = url, schema, service, lease
         self._sql = statements("commit", schema)
-        # By whether the values are packed.
-        self._commit = {way: self._sql["commit"].replace("{arguments}", wire.call(way)) for way in (True, False)}
+        self._commit = {
+            (packed, of_workflows): wire.call(packed, self._sql["commit_workflows" if of_workflows else "commit"])
+            for packed in (True, False)
+            for of_workflows in (True, False)
+        }
         self._id = uuid4()
         self._number = 0
         self._hot: dict[str, float] = {}
@@ -123,14 +129,16 @@ class Committer:
 
     async def _run(self, group: Group, hot: Sequence[str]) -> list[Outcome]:
         """Runs the group until it has an answer; only refused values and locks that stay held are raised."""
-        packed, columns = wire.values(group.arguments())
+        of_workflows = group.workflows is not None
+        packed, columns = wire.values(group.arguments(), of_workflows)
+        sql = self._commit[packed, of_workflows]
         self._number += 1
         suspects = hot
-        careful = False
+        careful = raced = False
         while True:
             try:
                 values = [self._id, self._number, suspects or None, *columns]
-                answer = await self._ask(self._commit[packed], values)
+                answer = await self._ask(sql, values)
                 break
             except asyncpg.LockNotAvailableError:
                 # A second time with every suspect named: what is held then is no new key, but a table or a delivery.
@@ -138,6 +146,11 @@ class Committer:
                     raise
                 careful = True
                 suspects = group.suspects()
+            except asyncpg.UniqueViolationError as error:
+                # Started meanwhile elsewhere: the guard sees it now. A second time the group itself has it twice.
+                if raced or error.constraint_name not in IN_USE:
+                    raise
+                raced = True
             except asyncpg.PostgresError as error:
                 if error.sqlstate not in ("SK001", "40001", "40P01"):
                     raise

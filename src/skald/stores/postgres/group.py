@@ -1,7 +1,7 @@
 """PURE. Lays a group of units out as the arrays of ``skald_commit_1``, and reads its answer.
 
-A column per argument and a row per record, head, cursor …; the first column of each section names the unit. Heads
-that must not exist yet (``n_*``) are kept apart from all others (``h_*``), because they are inserted without a look.
+A column per argument and a row per record, head, cursor … (see ``columns``). Heads that must not exist yet (``n_*``)
+are kept apart from all others (``h_*``), because they are inserted without a look.
 """
 
 from __future__ import annotations
@@ -14,35 +14,9 @@ from msgspec.structs import astuple
 
 from skald.errors import Busy, Conflict, CursorMoved, DeliveryGone, Fenced, Rejection
 from skald.message import Record
+from skald.stores.postgres.columns import CURSORS, DELIVERIES, HEADS, NEW_HEADS, RECORDS, RESOLVES
+from skald.stores.postgres.workflows import EXISTS, KEY_TAKEN, WorkflowGroup, rejection
 from skald.unit import Committed, CursorMove, Delivery, Resolve, Unit
-
-INTS, BIGINTS, SMALLINTS, TEXTS, NULLABLE, UUIDS, BYTES = (
-    "integer", "bigint", "smallint", "text", "text or null", "uuid", "bytea",
-)  # fmt: skip
-FENCES = {"f_unit": INTS, "f_of": INTS, "f_process": TEXTS}
-CURSORS = {
-    "c_unit": INTS, "c_group": TEXTS, "c_origin": TEXTS, "c_lane": INTS, "c_owner": NULLABLE, "c_position": BIGINTS,
-    "c_version": BIGINTS, "c_to": BIGINTS, "c_to_id": NULLABLE,
-}  # fmt: skip
-RESOLVES = {
-    "x_unit": INTS, "x_group": TEXTS, "x_handler": TEXTS, "x_origin": TEXTS, "x_position": BIGINTS, "x_owner": NULLABLE,
-}  # fmt: skip
-NEW_HEADS = {"n_unit": INTS, "n_key": TEXTS, "n_bump": INTS}
-HEADS = {"h_unit": INTS, "h_key": TEXTS, "h_expected": BIGINTS, "h_bump": INTS}
-BODY = {
-    "id": UUIDS, "topic": TEXTS, "key": TEXTS, "slot": SMALLINTS, "type": TEXTS, "version": INTS, "time": BIGINTS,
-    "correlation": TEXTS, "causation": NULLABLE, "traceparent": NULLABLE, "payload": BYTES,
-}  # fmt: skip
-PLACES = {"r_unit": INTS, "r_kind": INTS, "r_stream": NULLABLE, "r_head": INTS, "r_seq": INTS}
-RECORDS = {f"r_{name}": kind for name, kind in BODY.items()}
-QUEUEING = {"r_priority": INTS, "r_delay": BIGINTS}
-DELIVERIES = {
-    "d_unit": INTS, "d_group": TEXTS, "d_handler": TEXTS, "d_origin": TEXTS, "d_lane": INTS, "d_state": TEXTS,
-    "d_attempts": INTS, "d_due": BIGINTS, "d_error": NULLABLE, "d_owner": NULLABLE, "d_position": BIGINTS,
-    **{f"d_{name}": kind for name, kind in BODY.items()}, "d_priority": INTS, "d_delay": BIGINTS,
-}  # fmt: skip
-ARGUMENTS = FENCES | CURSORS | RESOLVES | NEW_HEADS | HEADS | PLACES | RECORDS | QUEUEING | DELIVERIES
-"""After ``p_committer, p_number, hot``, in the order of the function, with what their columns hold."""
 
 EVENT, APPENDED, MESSAGE = 0, 1, 2
 CONFLICT, BUSY, FENCED, MOVED, GONE, REFUSED = 1, 2, 3, 4, 5, 9
@@ -68,15 +42,13 @@ class Group:
         self.deliveries: list[tuple[Any, ...]] = []
         self.records: list[Record] = []
         self.rows: list[tuple[Any, ...]] = []
+        self.workflows: WorkflowGroup | None = None
         self.has_messages = self.has_appends = False
         for index, unit in enumerate(units):
             self._add(index, unit)
 
     def _add(self, index: int, unit: Unit) -> None:
         start = len(self.records)
-        if unit.of_workflows:
-            self._refuse(index, Rejection("workflows are not supported on PostgreSQL yet: keep this service on SQLite"))
-            return
         places: tuple[Place, ...] = ()
         if unit.events:
             self.records += unit.events
@@ -104,6 +76,9 @@ class Group:
             )
         for delivery in unit.deliveries:
             self.deliveries.append((index, *_delivery_row(delivery)))
+        if unit.workflows is not None:
+            self.workflows = self.workflows or WorkflowGroup()
+            self.workflows.add(index, unit.workflows)
 
     def _refuse(self, index: int, rejection: Rejection) -> None:
         self.rejected[index] = rejection
@@ -179,6 +154,8 @@ class Group:
                 found.update(zip(names, zip(*rows, strict=True), strict=True))
         if self.records:
             self._add_records(found)
+        if self.workflows is not None:
+            found.update(self.workflows.arguments())
         return found
 
     def _add_records(self, found: dict[str, Sequence[Any]]) -> None:
@@ -227,6 +204,8 @@ class Group:
         if code == GONE:
             found = next(r for r in unit.resolves if _delivery_key(r) == key)
             return DeliveryGone(found.handler, found.origin, found.position)
+        if code in (EXISTS, KEY_TAKEN):
+            return rejection(code, key)
         return Busy(key)
 
 

@@ -22,6 +22,20 @@ from skald.stores.postgres.statements import statements
 _LAST = (1 << 63) - 1
 
 
+class Bell:
+    """One channel of the doorbell that the logs of an address share; silent while its log is closed."""
+
+    def __init__(self, log: PostgresLog, channel: str) -> None:
+        self._log, self._channel = log, channel
+
+    def listen(self, heard: Callable[[], None]) -> Callable[[], None]:
+        return self._log.opened().doorbell.listen(self._channel, heard)
+
+    def ring(self) -> None:
+        if self._log.is_open:
+            self._log.opened().doorbell.ring(self._channel)
+
+
 class PostgresLog:
     """One schema's log. Logs of one address share the process's reading connection and its listening one."""
 
@@ -32,7 +46,7 @@ class PostgresLog:
         self._mark = 0
         self._session = 0
         """The connection that the mark was taken on."""
-        self._channel = f"skald_{schema}"[:63]
+        self._bell = Bell(self, f"skald_{schema}"[:63])
 
     async def open(self) -> None:
         if self._shared is not None:
@@ -47,6 +61,10 @@ class PostgresLog:
         except BaseException:
             await self.close()
             raise
+
+    @property
+    def is_open(self) -> bool:
+        return self._shared is not None
 
     async def close(self) -> None:
         if self._shared is not None:
@@ -73,7 +91,7 @@ class PostgresLog:
 
     def _is_current(self) -> bool:
         """Whether the mark was taken on the present connection: a database that was restored has another one."""
-        return self._session == self._opened().reader.session
+        return self._session == self.opened().reader.session
 
     async def _read(self, position: int, limit: int, types: Collection[str] | None, upto: int | None) -> list[Record]:
         last = self._mark if upto is None else min(self._mark, upto)
@@ -118,25 +136,24 @@ class PostgresLog:
         return int((await self._fetch("floor_of_types", list(types)))[0][0] or 0)
 
     def listen(self, heard: Callable[[], None]) -> Callable[[], None]:
-        return self._opened().doorbell.listen(self._channel, heard)
+        return self._bell.listen(heard)
 
     def ring(self) -> None:
-        if self._shared is not None:
-            self._shared.doorbell.ring(self._channel)
+        self._bell.ring()
 
     async def _raise_mark(self) -> None:
         drawn, announced = (await self._fetch("mark"))[0]
         if not self._is_current() or drawn < self._mark:
             # What is readable now may be less than what was: the history of a restored database ends earlier.
-            self._mark, self._session = 0, self._opened().reader.session
+            self._mark, self._session = 0, self.opened().reader.session
         # An announcement may appear a little below what was readable before; otherwise the mark never falls.
         self._mark = max(self._mark, drawn if announced is None else min(drawn, announced))
 
     async def _fetch(self, name: str, *values: Any) -> list[Any]:
         with boundary():
-            return await self._opened().reader.fetch(self._sql[name], *values)
+            return await self.opened().reader.fetch(self._sql[name], *values)
 
-    def _opened(self) -> Shared:
+    def opened(self) -> Shared:
         if self._shared is None:
             raise StoreUnavailable(f"the log of {self._schema} is not open")
         return self._shared

@@ -28,7 +28,7 @@ from skald.store import Row
 from skald.stores.postgres.group import outcome_from_json, units_to_json
 from skald.stores.postgres.parameters import bound, renamed
 from skald.stores.postgres.statements import quoted
-from skald.unit import Committed, Unit
+from skald.unit import Committed, Unit, calls_somebody
 
 _NOW = "SELECT CAST(floor(extract(epoch FROM clock_timestamp()) * 1000000) AS bigint) AS now"
 
@@ -64,7 +64,7 @@ class SessionTransaction:
     def __init__(self, carrier: Carrier, schema: str) -> None:
         self._carrier, self._schema = carrier, schema
         self._savepoints = 0
-        self.appended = False
+        self.appended = self.calls_somebody = False
 
     @property
     def connection(self) -> Any:
@@ -89,6 +89,7 @@ class SessionTransaction:
         if isinstance(outcome, Rejection):
             raise outcome
         self.appended = self.appended or bool(outcome.positions)
+        self.calls_somebody = self.calls_somebody or calls_somebody(unit)
         return outcome
 
     async def now(self) -> int:

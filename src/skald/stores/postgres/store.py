@@ -17,20 +17,19 @@ from skald.stores.postgres.committer import Committer
 from skald.stores.postgres.connecting import check_url
 from skald.stores.postgres.diagnose import diagnose
 from skald.stores.postgres.failures import boundary
-from skald.stores.postgres.log import PostgresLog
+from skald.stores.postgres.log import Bell, PostgresLog
 from skald.stores.postgres.members import PostgresMembership
 from skald.stores.postgres.migrate import Migrator
 from skald.stores.postgres.patience import WaitingRoom
 from skald.stores.postgres.sessions import Opener, SessionTransaction, opener_for
 from skald.stores.postgres.statements import statements
 from skald.stores.postgres.transaction import Pool, PostgresTransaction, Row, fetch, roll_back
-from skald.unit import Committed, Unit
+from skald.unit import Committed, Unit, calls_somebody
 
 FEATURES = StoreFeatures(
     exclusive_transactions=False,
     writers=2,
     for_update="FOR UPDATE SKIP LOCKED",
-    workflows=False,
     external_sessions=True,
 )
 
@@ -50,6 +49,7 @@ class PostgresStore:
             raise ConfigurationError(f"the schema's name {self._schema!r} is longer than 57 bytes")
         self._log = PostgresLog(url, self._schema)
         self.log: Log = self._log
+        self.workflows = Bell(self._log, f"wf_{self._schema}")
         self._committers = [Committer(url, self._schema, service, lease) for _ in range(FEATURES.writers)]
         self._waiting = WaitingRoom(self._commit, lease)
         self._pool = Pool(url, service, self._schema, lease)
@@ -82,6 +82,8 @@ class PostgresStore:
             outcomes = await min(self._committers, key=len).commit(units)
         if any(isinstance(outcome, Committed) and outcome.positions for outcome in outcomes):
             self.ring()
+        if any([unit.workflows is not None and calls_somebody(unit) for unit in units]):
+            self.workflows.ring()
         return outcomes
 
     def ensure_free(self) -> None:
@@ -98,6 +100,8 @@ class PostgresStore:
             yield mine
         if mine.appended:
             self.ring()
+        if mine.calls_somebody:
+            self.workflows.ring()
 
     @asynccontextmanager
     async def _own_transaction(self) -> AsyncIterator[Transaction]:
@@ -117,12 +121,19 @@ class PostgresStore:
                 await outer.commit()
         if mine.appended:
             self.ring()
+        if mine.calls_somebody:
+            self.workflows.ring()
 
     async def fetch(self, sql: str, /, **values: Any) -> list[Row]:
         return await fetch(self._pool, sql, values)
 
     def ring(self) -> None:
         self._log.ring()
+
+    async def now(self) -> int:
+        async with self._pool.connection(reset=False) as connection:
+            with boundary():
+                return int(await connection.fetchval(statements("commit", self._schema)["now"]))
 
     def membership(self) -> Membership:
         return PostgresMembership(self._url, self.service, self._schema, self._lease)

@@ -20,7 +20,7 @@ from skald.stores.postgres.failures import boundary, is_gone
 from skald.stores.postgres.group import outcome_from_json, units_to_json
 from skald.stores.postgres.parameters import bound
 from skald.stores.postgres.statements import quoted, statements
-from skald.unit import Committed, Unit
+from skald.unit import Committed, Unit, calls_somebody
 
 Row = dict[str, Any]
 POOL = 4
@@ -136,7 +136,7 @@ class PostgresTransaction:
         self._connection, self._patience = connection, patience
         self._sql = statements("commit", schema)
         self._active = monotonic()
-        self.appended = False
+        self.appended = self.calls_somebody = False
         self.is_open = True
 
     @property
@@ -182,6 +182,7 @@ class PostgresTransaction:
         if isinstance(outcome, Rejection):
             raise outcome
         self.appended = self.appended or bool(outcome.positions)
+        self.calls_somebody = self.calls_somebody or calls_somebody(unit)
         return outcome
 
     async def now(self) -> int:

@@ -11,47 +11,51 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from skald.stores.postgres.group import ARGUMENTS, BYTES, NULLABLE, TEXTS, UUIDS
+from skald.stores.postgres.columns import ARGUMENTS, BYTES, OR_NULL, TEXTS, UUIDS, WORKFLOWS
 
 BETWEEN, NULL = "\x1f", "\x1e"
-_TEXTUAL = (TEXTS, NULLABLE, UUIDS)
 
 
 class _Unpackable(Exception):
     """The group's own text holds what would separate it."""
 
 
-def call(packed: bool) -> str:
-    """The list of arguments of the function's call, from ``$1`` on."""
-    places = ["$1::uuid", "$2::bigint", "$3::text[]"]
-    for number, kind in enumerate(ARGUMENTS.values(), start=4):
-        type_ = "text" if kind == NULLABLE else kind
-        if not packed or kind == BYTES:
-            places.append(f"${number}::{type_}[]")
-        elif kind in _TEXTUAL:
-            places.append(f"string_to_array(${number}::text, chr(31), chr(30))::{type_}[]")
-        else:
-            places.append(f"${number}::text::{type_}[]")
-    return ", ".join(places)
+def call(packed: bool, sql: str) -> str:
+    """The statement with its ``{arguments}``, from ``$1`` on, and the fields of the record ``{workflows}``."""
+    first = ["$1::uuid", "$2::bigint", "$3::text[]"]
+    places = [_place(number, kind, packed) for number, kind in enumerate((ARGUMENTS | WORKFLOWS).values(), start=4)]
+    arguments, fields = places[: len(ARGUMENTS)], places[len(ARGUMENTS) :]
+    return sql.replace("{arguments}", ", ".join(first + arguments)).replace("{workflows}", ", ".join(fields))
 
 
-def values(arguments: Mapping[str, Sequence[Any]]) -> tuple[bool, list[Any]]:
+def _place(number: int, kind: str, packed: bool) -> str:
+    type_ = kind.removesuffix(OR_NULL)
+    if not packed or kind == BYTES:
+        return f"${number}::{type_}[]"
+    if type_ in (TEXTS, UUIDS):
+        return f"string_to_array(${number}::text, chr(31), chr(30))::{type_}[]"
+    return f"${number}::text::{type_}[]"
+
+
+def values(arguments: Mapping[str, Sequence[Any]], of_workflows: bool = False) -> tuple[bool, list[Any]]:
     """The values for ``call``, and whether they are packed."""
+    columns = ARGUMENTS | WORKFLOWS if of_workflows else ARGUMENTS
     try:
-        return True, [_packed(kind, arguments[name]) if name in arguments else None for name, kind in ARGUMENTS.items()]
+        return True, [_packed(kind, arguments[name]) if name in arguments else None for name, kind in columns.items()]
     except _Unpackable:
-        return False, [arguments.get(name) for name in ARGUMENTS]
+        return False, [arguments.get(name) for name in columns]
 
 
 def _packed(kind: str, column: Sequence[Any]) -> Any:
     if kind == BYTES:
         return column
-    if kind not in _TEXTUAL:
+    or_null = kind.endswith(OR_NULL)
+    if not or_null and kind not in (TEXTS, UUIDS):
         text = ",".join(map(str, column))
-        # Only a missing number has letters.
+        # Only a missing number and a boolean have letters, and no boolean has an N.
         return f"{{{text.replace('None', 'NULL') if 'N' in text else text}}}"
     nulls = 0
-    if kind == NULLABLE and None in column:
+    if or_null and None in column:
         nulls = column.count(None)
         column = [NULL if value is None else value for value in column]
     text = BETWEEN.join(column)

@@ -60,6 +60,7 @@ class Doorbell:
     """Rings for one file; ``close`` is legal at any time."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._folder = bells_folder(path)
         self._socket: socket.socket | None = None
 
@@ -68,6 +69,9 @@ class Doorbell:
         with suppress(OSError), _within_reach(self._folder) as folder:
             for name in os.listdir(folder):
                 self._send(os.path.join(folder, name))
+
+    def listen(self, heard: Callable[[], None]) -> Callable[[], None]:
+        return listen(self._path, heard)
 
     def close(self) -> None:
         if self._socket is not None:

@@ -32,15 +32,13 @@ from skald.stores.sqlite.membership import SqliteMembership
 from skald.stores.sqlite.reader import Reader
 from skald.stores.sqlite.transaction import SqliteTransaction, calling_line
 from skald.stores.sqlite.writer import Writer
-from skald.unit import Committed, Unit
+from skald.unit import Committed, Unit, calls_somebody
 
 
 class SqliteStore:
     """See ``skald.store.Store``. ``transaction_limit`` (seconds) bounds a transaction of the user's code."""
 
-    features = StoreFeatures(
-        exclusive_transactions=True, writers=1, for_update="", workflows=True, external_sessions=False
-    )
+    features = StoreFeatures(exclusive_transactions=True, writers=1, for_update="", external_sessions=False)
 
     def __init__(self, path: Path, service: str, *, transaction_limit: float = 1.0, clock: Clock | None = None) -> None:
         self.service = service
@@ -49,6 +47,7 @@ class SqliteStore:
         self._reader = Reader(self._path)
         self._writer = Writer(self._path, self._clock, transaction_limit, self._reader.reset)
         self._bell = Doorbell(self._path)
+        self.workflows = Doorbell(self._path.with_name(f"{self._path.stem}-workflows"))
         self.log = SqliteLog(self._path, reader=self._reader)
         # Per store, and inherited by the tasks that a block starts: to wait for those is to wait for oneself.
         self._inside: ContextVar[SqliteTransaction | None] = ContextVar("skald_transaction", default=None)
@@ -72,6 +71,7 @@ class SqliteStore:
         await self.log.close()
         await self._writer.close()
         self._bell.close()
+        self.workflows.close()
 
     async def commit(self, units: Sequence[Unit], *, patient: bool = False) -> list[Committed | Rejection]:
         """One outcome per unit, in order; see the contract."""
@@ -81,6 +81,8 @@ class SqliteStore:
         outcomes, appended = await self._writer.commit(units, patient)
         if appended:
             self._bell.ring()
+        if any([unit.workflows is not None and calls_somebody(unit) for unit in units]):
+            self.workflows.ring()
         return outcomes
 
     def transaction(self) -> AbstractAsyncContextManager[SqliteTransaction]:
@@ -95,6 +97,8 @@ class SqliteStore:
             yield tx
         if tx.appended:
             self._bell.ring()
+        if tx.calls_somebody:
+            self.workflows.ring()
 
     def ensure_free(self) -> None:
         """Raises ``NestedCommit`` inside an open transaction of this store, also in tasks started there."""
@@ -112,6 +116,9 @@ class SqliteStore:
 
     def ring(self) -> None:
         self._bell.ring()
+
+    async def now(self) -> int:
+        return self._clock.now()
 
     def membership(self) -> SqliteMembership:
         return SqliteMembership(self._path, self._clock)

@@ -21,7 +21,7 @@ from skald.store import Row
 from skald.stores.sqlite.failures import translated
 from skald.stores.sqlite.units import write_unit
 from skald.stores.sqlite.values import fetch_rows, run
-from skald.unit import Committed, Unit
+from skald.unit import Committed, Unit, calls_somebody
 
 _LIBRARY = str(Path(__file__).parents[2])
 _TESTING = str(Path(_LIBRARY, "testing"))
@@ -50,7 +50,7 @@ class SqliteTransaction:
         self._names = count(1)
         self.is_open = True
         self.expired = False
-        self.appended = False
+        self.appended = self.calls_somebody = False
 
     @property
     def connection(self) -> apsw.Connection:
@@ -79,6 +79,7 @@ class SqliteTransaction:
         with translated(self._path):
             committed, appended = write_unit(self._connection, unit)
         self.appended |= appended
+        self.calls_somebody |= calls_somebody(unit)
         return committed
 
     async def now(self) -> int:

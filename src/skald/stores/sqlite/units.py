@@ -14,17 +14,17 @@ from typing import Any
 import apsw
 from msgspec.structs import astuple
 
-from skald.errors import Conflict, CursorMoved, DeliveryGone, Fenced, Rejection, WorkflowExists
+from skald.errors import Conflict, CursorMoved, DeliveryGone, Fenced, Rejection
 from skald.message import Record
 from skald.sql import blocks
 from skald.stores.sqlite.failures import BAD_VALUE
+from skald.stores.sqlite.workflows import WorkflowGroup
 from skald.unit import Committed, CursorMove, Delivery, Resolve, Unit
 
 _SQL = blocks(__package__, "unit")
 _HEAD, _HEADS, _SET_HEAD, _FENCE = _SQL["head"], _SQL["heads"], _SQL["set_head"], _SQL["fence"]
 _CURSOR, _MOVE_CURSOR = _SQL["cursor"], _SQL["move_cursor"]
 _OWNER, _RESOLVE, _DELIVER = _SQL["delivery_owner"], _SQL["resolve"], _SQL["deliver"]
-_STARTED, _START, _JOURNAL, _END = _SQL["started"], _SQL["start"], _SQL["journal"], _SQL["end"]
 _LAST, _DRAW = _SQL["last_position"], _SQL["draw_positions"]
 _EVENTS, _MESSAGES = _SQL["append_events"], _SQL["append_messages"]
 
@@ -44,10 +44,7 @@ class Group:
         self._fences: set[str] = set()
         self._events: list[tuple[Any, ...]] = []
         self._messages: list[tuple[Any, ...]] = []
-        self._started: set[str] | None = None
-        self._starts: list[tuple[Any, ...]] = []
-        self._journal: list[tuple[Any, ...]] = []
-        self._ends: list[tuple[Any, ...]] = []
+        self._workflows: WorkflowGroup | None = None
 
     @property
     def appended(self) -> bool:
@@ -61,26 +58,24 @@ class Group:
             self._heads = dict.fromkeys(keys, 0)
             found: list[Any] = self._execute(_HEADS, (json.dumps(keys),)).fetchall()
             self._heads.update(found)
-        ids = [start.id for unit in units for start in unit.starts]
-        if ids:
-            self._started = self._look_up_started(ids)
-
-    def _look_up_started(self, ids: list[str]) -> set[str]:
-        return {id for (id,) in self._execute(_STARTED, (json.dumps(ids),))}
+        starts = [start for unit in units if unit.workflows is not None for start in unit.workflows.starts]
+        if starts:
+            self._workflows = WorkflowGroup(self._execute, self._executemany)
+            self._workflows.look_up(starts)
 
     def add(self, unit: Unit) -> Committed:
         """Compares the unit's guards and takes its writes; raises the ``Rejection`` with nothing taken."""
         versions: tuple[int, ...] = ()
         guarded = unit.fence is not None or unit.guarded
-        if not (guarded or unit.messages or unit.deliveries or unit.journal or unit.ends):
+        if not (guarded or unit.messages or unit.deliveries or unit.workflows):
             return self._take(unit.events)
         if guarded:
             versions, heads = self._check(unit)
             if heads:
                 self._raised.update(heads)
                 self._heads.update(heads)
-        if unit.of_workflows:
-            self._take_workflows(unit)
+        if unit.workflows is not None:
+            self._of_workflows().take(unit.workflows)
         if unit.resolves or unit.deliveries or unit.cursor is not None:
             self._write_inbox(unit)
         first = self._last + 1
@@ -114,12 +109,8 @@ class Group:
             self._executemany(_EVENTS, self._events)
         if self._messages:
             self._executemany(_MESSAGES, self._messages)
-        if self._starts:
-            self._executemany(_START, self._starts)
-        if self._journal:
-            self._executemany(_JOURNAL, self._journal)
-        if self._ends:
-            self._executemany(_END, self._ends)
+        if self._workflows is not None:
+            self._workflows.write()
         if self.appended:
             self._execute(_DRAW, (self._last,))
 
@@ -139,8 +130,8 @@ class Group:
             self._check_cursor(unit.cursor)
         for resolve in unit.resolves:
             self._check_resolve(resolve)
-        for start in unit.starts:
-            self._check_start(start.id)
+        if unit.workflows is not None and unit.workflows.starts:
+            self._of_workflows().check(unit.workflows)
         heads: dict[str, int] = {}
         versions: list[int] = []
         for append in unit.appends:
@@ -180,17 +171,10 @@ class Group:
         if found is None or (resolve.owner is not None and found[0] != resolve.owner):
             raise DeliveryGone(resolve.handler, resolve.origin, resolve.position)
 
-    def _check_start(self, id: str) -> None:
-        started = self._look_up_started([id]) if self._started is None else self._started
-        if id in started:
-            raise WorkflowExists(id)
-
-    # --- workflows ------------------------------------------------------------------------------------------
-
-    def _take_workflows(self, unit: Unit) -> None:
-        self._starts += [astuple(start) for start in unit.starts]
-        self._journal += [astuple(entry) for entry in unit.journal]
-        self._ends += [(end.run, end.state.value, end.outcome, end.time) for end in unit.ends]
+    def _of_workflows(self) -> WorkflowGroup:
+        if self._workflows is None:
+            self._workflows = WorkflowGroup(self._execute, self._executemany)
+        return self._workflows
 
     # --- inbox ----------------------------------------------------------------------------------------------
 

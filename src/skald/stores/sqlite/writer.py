@@ -267,10 +267,11 @@ def _weight(units: Sequence[Unit]) -> int:
     others = [u for u in units if u.messages or u.deliveries or u.appends]
     records = [r for u in others for r in (*u.messages, *(d.record for d in u.deliveries))]
     records += [r for u in others for append in u.appends for r in append.records]
-    light += sum([len(e.payload or b"") + 4096 for u in units for e in u.journal])
-    workflows = [u for u in units if u.starts or u.ends]
-    light += sum([len(s.input) + 4096 for u in workflows for s in u.starts])
-    light += sum([len(e.outcome) + 4096 for u in workflows for e in u.ends])
+    workflows = [u.workflows for u in units if u.workflows is not None]
+    light += sum([len(e.payload or b"") + 4096 for w in workflows for e in w.journal])
+    light += sum([len(s.input) + 4096 for w in workflows for s in w.starts])
+    light += sum([len(e.outcome) + 4096 for w in workflows for e in w.ends])
+    light += sum([len(e.payload) + 2 * 4096 for w in workflows for e in w.letters])
     return (light + sum([len(r.payload or b"") + 2 * 4096 for r in records])) >> 12
 
 

@@ -1,19 +1,150 @@
--- Portable SQL on workflows and their journal.
+-- Portable SQL on workflows, their journals and their letters. {for_update} claims rows where several may write at once.
+-- A row with an owner, one that is paused and one that has ended have no wake_at. Below 1 it is due at once.
 
 -- name: by_id
-SELECT run, id, workflow, state, owner, input, outcome FROM skald_workflows WHERE id = :id
+SELECT run, id, workflow, state, owner, parent, input, outcome, started_at FROM skald_workflows
+WHERE id = :id AND latest = 1
+
+-- name: by_run
+SELECT run, id, workflow, state, owner, parent, input, outcome, started_at FROM skald_workflows WHERE run = :run
+
+-- name: poll
+SELECT (SELECT min(wake_at) FROM skald_workflows WHERE wake_at IS NOT NULL) AS wake_at,
+       CASE WHEN EXISTS (SELECT 1 FROM skald_letters WHERE to_run IS NOT NULL AND taken = 0)
+              OR EXISTS (SELECT 1 FROM skald_letters WHERE to_id IS NOT NULL AND taken = 0)
+              OR EXISTS (SELECT 1 FROM skald_letters WHERE to_key IS NOT NULL AND taken = 0)
+            THEN 1 ELSE 0 END AS letters
+
+-- name: asleep
+SELECT 1 AS one FROM skald_letters l JOIN skald_workflows w ON w.run = l.to_run
+WHERE l.to_run IS NOT NULL AND l.taken = 0 AND l.kind <> 7 AND w.owner IS NULL AND w.ended_at IS NULL
+AND (w.state = 'running' OR l.kind = 3)
+UNION ALL
+SELECT 1 FROM skald_letters l JOIN skald_workflows w ON w.id = l.to_id AND w.latest = 1
+WHERE l.to_id IS NOT NULL AND l.taken = 0 AND w.owner IS NULL AND w.ended_at IS NULL
+AND (w.state = 'running' OR l.kind = 3)
+UNION ALL
+SELECT 1 FROM skald_letters l JOIN skald_workflows w ON w.key = l.to_key AND w.ended_at IS NULL
+WHERE l.to_key IS NOT NULL AND l.taken = 0 AND w.owner IS NULL
+AND (w.state = 'running' OR l.kind = 3)
+LIMIT 1
+
+-- name: fire
+UPDATE skald_workflows SET wake_at = :token
+WHERE run IN (
+    SELECT run FROM skald_workflows WHERE wake_at > 0 AND wake_at <= :now AND state = 'running'
+    ORDER BY wake_at LIMIT :most {for_update})
+
+-- name: fired
+-- The occurrence of 1 says that the workflow has yet to be told.
+INSERT INTO skald_journal (run, position, kind, name, digest, occurrence, time, payload)
+SELECT w.run, 1 + coalesce((SELECT max(j.position) FROM skald_journal j WHERE j.run = w.run), 0),
+       2, '', :none, 1, :now, NULL
+FROM skald_workflows w WHERE w.wake_at = :token
 
 -- name: claim
-UPDATE skald_workflows SET owner = :owner
-WHERE run IN (SELECT run FROM skald_workflows WHERE owner IS NULL AND ended_at IS NULL ORDER BY run LIMIT :most)
-RETURNING run, id, workflow, input, started_at
+UPDATE skald_workflows
+SET owner = :owner, wake_at = NULL, started_at = CASE WHEN state = 'scheduled' THEN :now ELSE started_at END,
+    state = 'running'
+WHERE run IN (
+    SELECT run FROM skald_workflows w WHERE wake_at <= :now AND (wake_at < 1 OR state = 'scheduled')
+    AND (replace(:names, ',' || workflow || ',', '') <> :names OR EXISTS (
+        SELECT 1 FROM skald_letters l WHERE l.kind = 3 AND l.taken = 0 AND (l.to_run = w.run OR l.to_id = w.id)))
+    ORDER BY wake_at LIMIT :most {for_update})
+RETURNING run, id, workflow, parent, key, input, started_at
 
 -- name: mine
-SELECT run, id, workflow, input, started_at FROM skald_workflows
+SELECT run, id, workflow, parent, key, input, started_at FROM skald_workflows
 WHERE run = :run AND owner = :owner AND ended_at IS NULL
 
+-- name: journals
+SELECT run, position, kind, name, digest, occurrence, time, payload FROM skald_journal
+WHERE run IN ({runs}) ORDER BY run, position
+
 -- name: journal
-SELECT j.run, j.position, j.kind, j.name, j.digest, j.occurrence, j.time, j.payload
-FROM skald_workflows w JOIN skald_journal j ON j.run = w.run
-WHERE w.owner = :owner AND w.ended_at IS NULL AND w.run BETWEEN :first AND :last
-ORDER BY j.run, j.position
+SELECT run, position, kind, name, digest, occurrence, time, payload FROM skald_journal
+WHERE run = :run ORDER BY position
+
+-- name: letters
+SELECT l.id, l.kind, l.name, l.payload, l.time, w.run FROM skald_letters l JOIN skald_workflows w ON w.run = l.to_run
+WHERE l.to_run IS NOT NULL AND l.taken = 0 AND w.owner = :owner
+UNION ALL
+SELECT l.id, l.kind, l.name, l.payload, l.time, w.run
+FROM skald_letters l JOIN skald_workflows w ON w.id = l.to_id AND w.latest = 1
+WHERE l.to_id IS NOT NULL AND l.taken = 0 AND w.owner = :owner
+UNION ALL
+SELECT l.id, l.kind, l.name, l.payload, l.time, w.run
+FROM skald_letters l JOIN skald_workflows w ON w.key = l.to_key AND w.ended_at IS NULL
+WHERE l.to_key IS NOT NULL AND l.taken = 0 AND w.owner = :owner
+ORDER BY 5, 1
+
+-- name: wake_runs
+UPDATE skald_workflows SET wake_at = 0
+WHERE run IN (
+    SELECT w.run FROM skald_letters l JOIN skald_workflows w ON w.run = l.to_run
+    WHERE l.to_run IS NOT NULL AND l.taken = 0 AND l.kind <> 7 AND w.owner IS NULL AND w.ended_at IS NULL
+    AND coalesce(w.wake_at, 1) > 0 AND (w.state = 'running' OR l.kind = 3) {for_update})
+
+-- name: wake_ids
+UPDATE skald_workflows SET wake_at = 0
+WHERE run IN (
+    SELECT w.run FROM skald_letters l JOIN skald_workflows w ON w.id = l.to_id AND w.latest = 1
+    WHERE l.to_id IS NOT NULL AND l.taken = 0 AND w.owner IS NULL AND w.ended_at IS NULL
+    AND coalesce(w.wake_at, 1) > 0 AND (w.state = 'running' OR l.kind = 3) {for_update})
+
+-- name: wake_keys
+UPDATE skald_workflows SET wake_at = 0
+WHERE run IN (
+    SELECT w.run FROM skald_letters l JOIN skald_workflows w ON w.key = l.to_key AND w.ended_at IS NULL
+    WHERE l.to_key IS NOT NULL AND l.taken = 0 AND w.owner IS NULL
+    AND coalesce(w.wake_at, 1) > 0 AND (w.state = 'running' OR l.kind = 3) {for_update})
+
+-- name: outcome
+SELECT outcome FROM skald_letters WHERE id = :id
+
+-- name: drop_letter
+DELETE FROM skald_letters WHERE id = :id
+
+-- name: resume
+UPDATE skald_workflows SET state = 'running', wake_at = 0, outcome = NULL WHERE id = :id AND latest = 1 AND state = 'paused'
+
+-- name: drop_pauses
+DELETE FROM skald_letters WHERE kind = 4 AND to_id = :id
+
+-- name: failed_step
+SELECT max(j.position) AS position FROM skald_journal j JOIN skald_workflows w ON w.run = j.run
+WHERE w.id = :id AND w.latest = 1 AND w.state = 'failed' AND j.kind IN (1, 7)
+
+-- name: forget_from
+DELETE FROM skald_journal WHERE position >= :position
+AND run = (SELECT run FROM skald_workflows WHERE id = :id AND latest = 1 AND state = 'failed')
+
+-- name: reopen
+UPDATE skald_workflows SET state = 'running', wake_at = 0, outcome = NULL, ended_at = NULL
+WHERE id = :id AND latest = 1 AND state = 'failed'
+
+-- name: choose
+UPDATE skald_workflows SET wake_at = :token WHERE run IN (
+    SELECT run FROM skald_workflows WHERE ended_at < :before ORDER BY ended_at LIMIT :most {for_update})
+
+-- name: prune_journal
+DELETE FROM skald_journal WHERE run IN (
+    SELECT run FROM skald_workflows WHERE wake_at = :token AND ended_at IS NOT NULL)
+
+-- name: prune
+DELETE FROM skald_workflows WHERE wake_at = :token AND ended_at IS NOT NULL
+
+-- name: prune_letters
+DELETE FROM skald_letters WHERE time < :before AND (
+    (taken = 1 AND outcome IS NOT NULL)
+    OR to_run IN (SELECT run FROM skald_workflows WHERE ended_at IS NOT NULL)
+    OR (to_run IS NOT NULL AND NOT EXISTS (SELECT 1 FROM skald_workflows w WHERE w.run = to_run))
+    OR to_id IN (SELECT id FROM skald_workflows WHERE ended_at IS NOT NULL AND latest = 1)
+    OR (time < :long_before AND to_run IS NULL AND NOT EXISTS (
+        SELECT 1 FROM skald_workflows w WHERE w.ended_at IS NULL AND (w.id = to_id OR w.key = to_key))))
+
+-- name: owned
+SELECT run FROM skald_workflows WHERE owner = :owner
+
+-- name: started_with
+SELECT 1 AS one FROM skald_workflows WHERE id = :id AND workflow = :workflow AND input = :input LIMIT 1

@@ -4,15 +4,18 @@
 --
 -- A unit is a number; every other row of the arguments names the unit it belongs to. A guard that fails puts its unit
 -- into bad_unit, and every write leaves out the units in bad_unit. Codes: 1 conflict, 2 busy, 3 fenced, 4 cursor
--- moved, 5 delivery gone. An argument that is NULL is a section that nobody in this group uses.
+-- moved, 5 delivery gone, 6 workflow exists, 7 its key is taken. An argument that is NULL is a section that nobody in
+-- this group uses.
 --
 -- The caller's session sets search_path, and keeps the planner from what is right for empty tables only (see
 -- skald_apply_1): here those settings would be made and undone with every call.
 --
--- Lock order: fences, cursors, deliveries, heads, the announcement. Rows that exist are locked with SKIP LOCKED: one
--- that somebody holds makes its unit busy and nobody waits. Only a key that is *new* can wait, for whoever inserts it
--- at the same time; the caller bounds that by lock_timeout, and then names the keys in `hot`, which are tried one by
--- one. Rejected: savepoints per unit (an xid each), EXISTS as a fence (sees a past state), one counter for all.
+-- Lock order: fences, cursors, deliveries, heads, workflows, the announcement. Rows that exist are locked with SKIP
+-- LOCKED: one that somebody holds makes its unit busy and nobody waits. Only a key that is *new* can wait, for whoever
+-- inserts it at the same time; the caller bounds that by lock_timeout and then names the keys in `hot`, which are tried
+-- one by one. Workflows are not locked when they are compared: of two that start with the same id or key at the same
+-- time, the second one to write waits and then fails on the unique index with its whole group, which is run again.
+-- Rejected: savepoints per unit (an xid each), EXISTS as a fence (sees a past state), one counter for all.
 
 -- Announces that this transaction is about to draw positions above the last one drawn. Readers stay at or below every
 -- announced position; the lock goes with the transaction, after its rows are visible. A prepared one keeps it.
@@ -50,6 +53,21 @@ BEGIN
 END
 $$;
 
+-- What a group writes of workflows. A record, because a function has at most 100 arguments.
+CREATE TYPE skald_workflow_writes_1 AS (
+    w_unit integer[], w_run uuid[], w_id text[], w_workflow text[], w_owner text[], w_wake_at bigint[], w_parent uuid[],
+    w_key text[], w_input bytea[], w_time bigint[], w_again boolean[], w_latest smallint[], w_state text[],
+    w_outcome bytea[], w_ended_at bigint[],                              -- starts, some of which have ended at once
+    j_unit integer[], j_run uuid[], j_position integer[], j_kind smallint[], j_name text[], j_digest bytea[],
+    j_occurrence integer[], j_time bigint[], j_payload bytea[],          -- the journal
+    e_unit integer[], e_run uuid[], e_state text[], e_outcome bytea[], e_time bigint[],     -- ends
+    s_unit integer[], s_run uuid[], s_state text[], s_wake_at bigint[], s_note bytea[],     -- rests
+    l_unit integer[], l_id text[], l_kind smallint[], l_to_id text[], l_to_key text[], l_to_run uuid[],
+    l_name text[], l_payload bytea[], l_time bigint[],                   -- letters
+    t_unit integer[], t_id text[],                                       -- letters that were taken
+    p_unit integer[], p_letter text[], p_outcome bytea[]                 -- replies
+);
+
 CREATE FUNCTION skald_commit_1(
     p_committer uuid, p_number bigint,   -- NULL: inside a transaction that somebody else commits
     hot text[],
@@ -68,6 +86,7 @@ CREATE FUNCTION skald_commit_1(
     d_id uuid[], d_topic text[], d_key text[], d_slot smallint[], d_type text[], d_version integer[], d_time bigint[],
     d_correlation text[], d_causation text[], d_traceparent text[], d_payload bytea[],
     d_priority integer[], d_delay bigint[],
+    workflows skald_workflow_writes_1,
     OUT bad_unit integer[], OUT bad_code smallint[], OUT bad_key text[], OUT bad_actual bigint[],
     OUT lo bigint, OUT hi bigint, OUT positions bigint[], OUT versions bigint[]
 )
@@ -79,6 +98,7 @@ DECLARE
     actuals bigint[];
     held text[];
     fresh text[];
+    ended uuid[];
     wanted bigint;
     written bigint;
 BEGIN
@@ -150,6 +170,33 @@ BEGIN
             OFFSET 0
         ) v
         WHERE v.code > 0;
+        IF units IS NOT NULL THEN
+            bad_unit := bad_unit || units;
+            bad_code := bad_code || codes;
+            bad_key := bad_key || keys;
+            bad_actual := bad_actual || actuals;
+        END IF;
+    END IF;
+
+    IF workflows.w_unit IS NOT NULL THEN
+        ended := ARRAY(SELECT a.run FROM unnest(workflows.e_unit, workflows.e_run) AS a (unit, run)
+                       WHERE a.unit <> ALL (bad_unit));
+        -- OFFSET 0 keeps it a look into the index per start: joined, an empty table is read whole, and so it stays.
+        SELECT array_agg(v.unit), array_agg(v.key), array_agg(v.code), array_agg(NULL::bigint)
+        INTO units, keys, codes, actuals
+        FROM (
+            SELECT a.unit, 6 AS code, a.id AS key
+            FROM unnest(workflows.w_unit, workflows.w_id, workflows.w_again) AS a (unit, id, again)
+            CROSS JOIN LATERAL (
+                SELECT w.run, w.ended_at FROM skald_workflows w WHERE w.id = a.id AND w.latest = 1 OFFSET 0) s
+            WHERE NOT (a.again AND (s.ended_at IS NOT NULL OR s.run = ANY (ended)))
+            UNION ALL
+            SELECT a.unit, 7, jsonb_build_array(a.key, s.id)::text
+            FROM unnest(workflows.w_unit, workflows.w_key) AS a (unit, key)
+            CROSS JOIN LATERAL (
+                SELECT w.run, w.id FROM skald_workflows w WHERE w.key = a.key AND w.ended_at IS NULL OFFSET 0) s
+            WHERE s.run <> ALL (ended)
+        ) v;
         IF units IS NOT NULL THEN
             bad_unit := bad_unit || units;
             bad_code := bad_code || codes;
@@ -235,6 +282,70 @@ BEGIN
     IF bad_unit <> '{}' AND fresh <> '{}' THEN
         DELETE FROM skald_heads s USING unnest(n_unit, n_key) AS a (unit, key)
         WHERE s.key = a.key AND a.unit = ANY (bad_unit) AND a.key = ANY (fresh);
+    END IF;
+
+    IF workflows.e_unit IS NOT NULL THEN
+        UPDATE skald_workflows s
+        SET state = a.state, outcome = a.outcome, ended_at = a.time, owner = NULL, wake_at = NULL
+        FROM unnest(workflows.e_unit, workflows.e_run, workflows.e_state, workflows.e_outcome, workflows.e_time)
+             AS a (unit, run, state, outcome, time)
+        WHERE s.run = a.run AND a.unit <> ALL (bad_unit);
+    END IF;
+    IF workflows.w_unit IS NOT NULL THEN
+        -- Only a run that has ended: one that was started after the comparison must stop this group.
+        IF true = ANY (workflows.w_again) THEN
+            UPDATE skald_workflows s SET latest = 0
+            WHERE s.ended_at IS NOT NULL AND s.run = ANY (ARRAY(
+                SELECT l.run FROM unnest(workflows.w_unit, workflows.w_id, workflows.w_again) AS a (unit, id, again)
+                CROSS JOIN LATERAL (
+                    SELECT w.run FROM skald_workflows w WHERE w.id = a.id AND w.latest = 1 OFFSET 0) l
+                WHERE a.again AND a.unit <> ALL (bad_unit)));
+        END IF;
+        INSERT INTO skald_workflows AS s (
+            run, id, latest, workflow, state, owner, wake_at, parent, key, input, outcome, started_at, ended_at)
+        SELECT a.run, a.id, a.latest, a.workflow, a.state, a.owner, a.wake_at, a.parent, a.key, a.input, a.outcome,
+               a.time, a.ended_at
+        FROM unnest(workflows.w_unit, workflows.w_run, workflows.w_id, workflows.w_latest, workflows.w_workflow,
+                    workflows.w_state, workflows.w_owner, workflows.w_wake_at, workflows.w_parent, workflows.w_key,
+                    workflows.w_input, workflows.w_outcome, workflows.w_time, workflows.w_ended_at)
+             AS a (unit, run, id, latest, workflow, state, owner, wake_at, parent, key, input, outcome, time, ended_at)
+        WHERE a.unit <> ALL (bad_unit)
+        ORDER BY a.id;
+    END IF;
+    IF workflows.j_unit IS NOT NULL THEN
+        INSERT INTO skald_journal AS s (run, position, kind, name, digest, occurrence, time, payload)
+        SELECT a.run, a.position, a.kind, a.name, a.digest, a.occurrence, a.time, a.payload
+        FROM unnest(workflows.j_unit, workflows.j_run, workflows.j_position, workflows.j_kind, workflows.j_name,
+                    workflows.j_digest, workflows.j_occurrence, workflows.j_time, workflows.j_payload)
+             AS a (unit, run, position, kind, name, digest, occurrence, time, payload)
+        WHERE a.unit <> ALL (bad_unit);
+    END IF;
+    IF workflows.s_unit IS NOT NULL THEN
+        UPDATE skald_workflows s SET state = a.state, wake_at = a.wake_at, outcome = a.note, owner = NULL
+        FROM unnest(workflows.s_unit, workflows.s_run, workflows.s_state, workflows.s_wake_at, workflows.s_note)
+             AS a (unit, run, state, wake_at, note)
+        WHERE s.run = a.run AND a.unit <> ALL (bad_unit);
+    END IF;
+    IF workflows.l_unit IS NOT NULL THEN
+        INSERT INTO skald_letters AS s (id, kind, to_id, to_key, to_run, name, payload, time)
+        SELECT DISTINCT ON (a.id) a.id, a.kind, a.to_id, a.to_key, a.to_run, a.name, a.payload, a.time
+        FROM unnest(workflows.l_unit, workflows.l_id, workflows.l_kind, workflows.l_to_id, workflows.l_to_key,
+                    workflows.l_to_run, workflows.l_name, workflows.l_payload, workflows.l_time) WITH ORDINALITY
+             AS a (unit, id, kind, to_id, to_key, to_run, name, payload, time, ord)
+        WHERE a.unit <> ALL (bad_unit)
+        ORDER BY a.id, CASE WHEN a.kind = 7 THEN -a.ord ELSE a.ord END   -- the last of a progress, else the first
+        ON CONFLICT (id) DO UPDATE SET payload = excluded.payload, time = excluded.time WHERE s.kind = 7;
+    END IF;
+    IF workflows.t_unit IS NOT NULL THEN
+        DELETE FROM skald_letters s USING unnest(workflows.t_unit, workflows.t_id) AS a (unit, id)
+        WHERE s.id = a.id AND s.kind <> 1 AND a.unit <> ALL (bad_unit);
+        UPDATE skald_letters s SET taken = 1 FROM unnest(workflows.t_unit, workflows.t_id) AS a (unit, id)
+        WHERE s.id = a.id AND a.unit <> ALL (bad_unit);
+    END IF;
+    IF workflows.p_unit IS NOT NULL THEN
+        UPDATE skald_letters s SET taken = 1, outcome = a.outcome
+        FROM unnest(workflows.p_unit, workflows.p_letter, workflows.p_outcome) AS a (unit, letter, outcome)
+        WHERE s.id = a.letter AND a.unit <> ALL (bad_unit);
     END IF;
 
     -- Everything is locked and compared: only now may positions be drawn, and only after the announcement. The

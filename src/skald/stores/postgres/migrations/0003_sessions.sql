@@ -70,6 +70,8 @@ SET enable_mergejoin = off
 AS $$
 DECLARE
     answer record;
+    violated text;
+    started boolean;
 BEGIN
     SELECT * INTO answer FROM skald_commit_1(
         NULL, NULL, NULL,
@@ -101,7 +103,30 @@ BEGIN
         skald_texts(units->'d_version')::integer[], skald_texts(units->'d_time')::bigint[],
         skald_texts(units->'d_correlation'), skald_texts(units->'d_causation'), skald_texts(units->'d_traceparent'),
         skald_bytes(units->'d_payload'), skald_texts(units->'d_priority')::integer[],
-        skald_texts(units->'d_delay')::bigint[]);
+        skald_texts(units->'d_delay')::bigint[],
+        CASE WHEN units ?| '{w_unit,j_unit,e_unit,s_unit,l_unit,t_unit,p_unit}' THEN ROW(
+            skald_texts(units->'w_unit')::integer[], skald_texts(units->'w_run')::uuid[], skald_texts(units->'w_id'),
+            skald_texts(units->'w_workflow'), skald_texts(units->'w_owner'), skald_texts(units->'w_wake_at')::bigint[],
+            skald_texts(units->'w_parent')::uuid[], skald_texts(units->'w_key'), skald_bytes(units->'w_input'),
+            skald_texts(units->'w_time')::bigint[], skald_texts(units->'w_again')::boolean[],
+            skald_texts(units->'w_latest')::smallint[], skald_texts(units->'w_state'), skald_bytes(units->'w_outcome'),
+            skald_texts(units->'w_ended_at')::bigint[],
+            skald_texts(units->'j_unit')::integer[], skald_texts(units->'j_run')::uuid[],
+            skald_texts(units->'j_position')::integer[], skald_texts(units->'j_kind')::smallint[],
+            skald_texts(units->'j_name'), skald_bytes(units->'j_digest'),
+            skald_texts(units->'j_occurrence')::integer[], skald_texts(units->'j_time')::bigint[],
+            skald_bytes(units->'j_payload'),
+            skald_texts(units->'e_unit')::integer[], skald_texts(units->'e_run')::uuid[], skald_texts(units->'e_state'),
+            skald_bytes(units->'e_outcome'), skald_texts(units->'e_time')::bigint[],
+            skald_texts(units->'s_unit')::integer[], skald_texts(units->'s_run')::uuid[], skald_texts(units->'s_state'),
+            skald_texts(units->'s_wake_at')::bigint[], skald_bytes(units->'s_note'),
+            skald_texts(units->'l_unit')::integer[], skald_texts(units->'l_id'),
+            skald_texts(units->'l_kind')::smallint[], skald_texts(units->'l_to_id'), skald_texts(units->'l_to_key'),
+            skald_texts(units->'l_to_run')::uuid[], skald_texts(units->'l_name'), skald_bytes(units->'l_payload'),
+            skald_texts(units->'l_time')::bigint[],
+            skald_texts(units->'t_unit')::integer[], skald_texts(units->'t_id'),
+            skald_texts(units->'p_unit')::integer[], skald_texts(units->'p_letter'), skald_bytes(units->'p_outcome')
+        )::skald_workflow_writes_1 END);
     IF answer.bad_unit <> '{}' THEN
         -- Only an exception undoes what the others wrote and lets go of the locks; plain variables outlive it.
         RAISE EXCEPTION 'rejected' USING ERRCODE = 'SK002';
@@ -112,11 +137,17 @@ EXCEPTION
         RETURN to_jsonb(answer);
     WHEN SQLSTATE 'SK001' OR lock_not_available OR deadlock_detected THEN
         RETURN jsonb_build_object('bad_unit', jsonb_build_array(0), 'bad_code', jsonb_build_array(2),
-            'bad_key', jsonb_build_array(coalesce(units->'n_key'->>0, units->'h_key'->>0, '?')),
+            'bad_key', jsonb_build_array(
+                coalesce(units->'n_key'->>0, units->'h_key'->>0, 'workflow:' || (units->'w_id'->>0), '?')),
             'bad_actual', jsonb_build_array(NULL));
     WHEN data_exception OR integrity_constraint_violation OR program_limit_exceeded THEN
-        RETURN jsonb_build_object('bad_unit', jsonb_build_array(0), 'bad_code', jsonb_build_array(9),
-            'bad_key', jsonb_build_array(SQLERRM), 'bad_actual', jsonb_build_array(NULL));
+        GET STACKED DIAGNOSTICS violated = CONSTRAINT_NAME;
+        -- A workflow that was started elsewhere after the guard had looked, which will see it the next time.
+        started := violated IN ('skald_workflows_id', 'skald_workflows_key');
+        RETURN jsonb_build_object('bad_unit', jsonb_build_array(0),
+            'bad_code', jsonb_build_array(CASE WHEN started THEN 2 ELSE 9 END),
+            'bad_key', jsonb_build_array(CASE WHEN started THEN 'workflow:' || (units->'w_id'->>0) ELSE SQLERRM END),
+            'bad_actual', jsonb_build_array(NULL));
     WHEN serialization_failure THEN
         -- The caller's snapshot is older than what somebody has committed: the actual version cannot be seen here.
         RETURN jsonb_build_object('bad_unit', jsonb_build_array(0), 'bad_code', jsonb_build_array(1),

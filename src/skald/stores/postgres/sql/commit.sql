@@ -1,5 +1,8 @@
 -- name: commit
-SELECT * FROM {schema}.skald_commit_1({arguments})
+SELECT * FROM {schema}.skald_commit_1({arguments}, NULL)
+
+-- name: commit_workflows
+SELECT * FROM {schema}.skald_commit_1({arguments}, ROW({workflows})::{schema}.skald_workflow_writes_1)
 
 -- name: apply
 SELECT {schema}.skald_apply_1($1::text::jsonb)::text

@@ -33,18 +33,43 @@ INSERT OR REPLACE INTO skald_deliveries (
 ) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 
 -- name: started
-SELECT id FROM skald_workflows WHERE id IN (SELECT value FROM json_each(?1))
+SELECT run, id, key, ended_at IS NULL AS open FROM skald_workflows
+WHERE latest = 1 AND id IN (SELECT value FROM json_each(?1))
+
+-- name: keys_in_use
+SELECT run, id, key FROM skald_workflows
+WHERE key IN (SELECT value FROM json_each(?1)) AND key IS NOT NULL AND ended_at IS NULL
+
+-- name: supersede
+UPDATE skald_workflows SET latest = 0 WHERE id = ?1 AND latest = 1
 
 -- name: start
-INSERT INTO skald_workflows (run, id, workflow, state, owner, input, started_at)
-VALUES (?1, ?2, ?3, 'running', ?4, ?5, ?6)
+INSERT INTO skald_workflows (
+    run, id, workflow, owner, wake_at, parent, key, input, started_at, latest, state, outcome, ended_at
+) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 
 -- name: journal
 INSERT INTO skald_journal (run, position, kind, name, digest, occurrence, time, payload)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?)
 
 -- name: end
-UPDATE skald_workflows SET state = ?2, outcome = ?3, ended_at = ?4, owner = NULL WHERE run = ?1
+UPDATE skald_workflows SET state = ?2, outcome = ?3, ended_at = ?4, owner = NULL, wake_at = NULL WHERE run = ?1
+
+-- name: rest
+UPDATE skald_workflows SET state = ?2, wake_at = ?3, outcome = ?4, owner = NULL WHERE run = ?1
+
+-- name: letter
+INSERT INTO skald_letters (id, kind, to_id, to_key, to_run, name, payload, time) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (id) DO UPDATE SET payload = excluded.payload, time = excluded.time WHERE kind = 7
+
+-- name: take
+DELETE FROM skald_letters WHERE id = ?1 AND kind <> 1
+
+-- name: take_update
+UPDATE skald_letters SET taken = 1 WHERE id = ?1
+
+-- name: reply
+UPDATE skald_letters SET taken = 1, outcome = ?2 WHERE id = ?1
 
 -- name: last_position
 SELECT position FROM skald_sequence

@@ -1,0 +1,1 @@
+"""A new user: the address is verified, then letters follow until the user acts."""

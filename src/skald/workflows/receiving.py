@@ -1,0 +1,87 @@
+"""Letters: how each kind of them reaches a workflow in memory."""
+
+from __future__ import annotations
+
+from typing import Protocol
+from uuid import UUID
+
+import msgspec
+
+from skald.unit import EntryKind, LetterKind, Reply, WorkflowState
+from skald.workflows.definition import Child
+from skald.workflows.failure import Failure, encode
+from skald.workflows.inbox import Answer
+from skald.workflows.instance import Instance
+from skald.workflows.journal import Mail
+from skald.workflows.recorder import ChildEnd
+from skald.workflows.signature import Identity, identity_of
+
+_child_end = msgspec.json.Decoder(ChildEnd).decode
+
+
+class Teller(Protocol):
+    """What turns workflows."""
+
+    def tell(self, instance: Instance, kind: EntryKind, identity: Identity, body: bytes | None) -> None: ...
+
+    def after(self, instance: Instance) -> None: ...
+
+    def put_away(self, instance: Instance, state: WorkflowState, note: bytes | None = None) -> None: ...
+
+
+def receive(teller: Teller, instance: Instance, letter: Mail, now: int) -> None:
+    """Brings a letter, once; it is taken with the unit that journals it."""
+    machine = instance.machine
+    if letter.id in instance.seen or instance.stopped or instance.rest or machine.end is not None:
+        return
+    instance.seen.add(letter.id)
+    if letter.kind == LetterKind.PROGRESS:
+        instance.progress[identity_of(letter.name)] = letter.payload
+        return
+    if letter.kind == LetterKind.UPDATE:
+        refusal = machine.inbox.refuses(letter.name, letter.payload, now)
+        if refusal is not None:
+            instance.replies.append(Reply(letter.id, encode(Answer(refusal))))
+            teller.after(instance)
+            return
+    instance.taken.append(letter.id)
+    match letter.kind:
+        case LetterKind.TERMINATE:
+            machine.terminate(terminated(letter))
+            teller.after(instance)
+        case LetterKind.PAUSE:
+            teller.put_away(instance, WorkflowState.PAUSED, encode(Failure("Paused", _reason(letter))))
+        case LetterKind.CHILD:
+            _child_ended(teller, instance, letter)
+        case LetterKind.STEP:
+            identity = identity_of(letter.name)
+            if identity not in machine.calls:
+                teller.after(instance)  # it was given up, and done all the same
+            else:
+                teller.tell(instance, EntryKind.STEP_DONE, identity, letter.payload)
+        case LetterKind.UPDATE:
+            teller.tell(instance, EntryKind.UPDATE, (letter.name, UUID(letter.id).bytes, 0), letter.payload)
+        case LetterKind.CANCEL:
+            teller.tell(instance, EntryKind.CANCEL, ("", b"", 0), _reason(letter).encode())
+        case _:
+            teller.tell(instance, EntryKind.SIGNAL, (letter.name, b"", 0), letter.payload)
+
+
+def terminated(letter: Mail) -> bytes:
+    """The outcome of one that was terminated by a letter."""
+    return encode(Failure("Terminated", _reason(letter)))
+
+
+def _reason(letter: Mail) -> str:
+    return letter.payload.decode(errors="replace")
+
+
+def _child_ended(teller: Teller, instance: Instance, letter: Mail) -> None:
+    calls = instance.machine.calls.values()
+    child = next((call for call in calls if isinstance(call, Child) and call.id == letter.name), None)
+    if child is None:
+        teller.after(instance)  # nobody waits for it any more
+        return
+    end = _child_end(letter.payload)
+    kind = EntryKind.CHILD_DONE if end.state == WorkflowState.COMPLETED else EntryKind.CHILD_FAILED
+    teller.tell(instance, kind, child.identity, end.body)
