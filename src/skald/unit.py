@@ -251,7 +251,7 @@ class Unit(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     def keys(self) -> Sequence[str]:
         """The keys that this unit is guarded by; a group holds one unit per key."""
-        if not self.guarded:
+        if not (self.appends or self.tags or self.resolves or self.cursor or self.workflows):
             return ()
         keys = [f"stream:{append.stream}" for append in self.appends]
         keys += [f"tag:{tag.tag}" for tag in self.tags]

@@ -81,7 +81,7 @@ class SqliteStore:
         outcomes, appended = await self._writer.commit(units, patient)
         if appended:
             self._bell.ring()
-        if any([unit.workflows is not None and calls_somebody(unit) for unit in units]):
+        if any([calls_somebody(unit) for unit in units if unit.workflows is not None]):
             self.workflows.ring()
         return outcomes
 

@@ -66,10 +66,18 @@ class Group:
     def add(self, unit: Unit) -> Committed:
         """Compares the unit's guards and takes its writes; raises the ``Rejection`` with nothing taken."""
         versions: tuple[int, ...] = ()
-        guarded = unit.fence is not None or unit.guarded
-        if not (guarded or unit.messages or unit.deliveries or unit.workflows):
-            return self._take(unit.events)
-        if guarded:
+        if not (
+            unit.fence is not None
+            or unit.cursor
+            or unit.messages
+            or unit.appends
+            or unit.tags
+            or unit.resolves
+            or unit.workflows
+        ):
+            if not unit.deliveries:
+                return self._take(unit.events)
+        elif unit.fence is not None or unit.guarded:
             versions, heads = self._check(unit)
             if heads:
                 self._raised.update(heads)
