@@ -114,7 +114,7 @@ class StepRetried(Occurrence, frozen=True):
 
 
 class WorkflowStopped(Occurrence, frozen=True):
-    """It cannot go on with this code: it waits, as it is, for the next start of a process."""
+    """It cannot go on with this code: it is paused until somebody resumes it, with code that fits."""
 
     service: str
     workflow: str

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -11,8 +11,18 @@ import msgspec
 import pytest
 
 from skald import App, Retry, Service, step, workflow
-from skald.errors import NotInWorkflow, StepFailed, Stopped, WorkflowFailed, WorkflowMismatch, WorkflowUnknown
+from skald.errors import (
+    ConfigurationError,
+    NotInWorkflow,
+    StepFailed,
+    Stopped,
+    WorkflowFailed,
+    WorkflowMismatch,
+    WorkflowUnknown,
+)
 from skald.workflows import context
+from skald.workflows.definition import Options
+from skald.workflows.executor import ExecutorSettings
 
 
 class Order(msgspec.Struct, frozen=True):
@@ -231,3 +241,23 @@ async def test_a_process_that_stops_hands_its_workflows_over(tmp_path: Path) -> 
     async with playing(tmp_path) as orders:
         [row] = await orders.fetch("SELECT state, owner FROM skald_workflows WHERE id = 'long'")
         assert row["state"] == "running"
+
+
+async def _nothing() -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: workflow(name="a,b")(_nothing), r"test_workflows\.py:\d+: _nothing: the name 'a,b' has a comma"),
+        (lambda: workflow(name="a\n")(_nothing), "cannot be printed"),
+        (lambda: workflow(timeout=0)(_nothing), "timeout=0 must be more than 0 seconds"),
+        (lambda: Options(existing="again"), "existing='again': use one of return, reject, restart"),
+        (lambda: ExecutorSettings(batch=0), "batch=0 must be at least 1"),
+        (lambda: ExecutorSettings(poll=float("nan")), "poll=nan must be at least"),
+        (lambda: ExecutorSettings(retention=-1), "or None for ever"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_with_the_remedy(make: Callable[[], object], said: str) -> None:
+    with pytest.raises((ConfigurationError, ValueError), match=said):
+        make()

@@ -53,6 +53,7 @@ class Crew:
         self._stopped: set[int] = set()
         self._started = 0
         self.deaths = 0
+        self._blow = asyncio.Event()
 
     def start(self, *, armed: bool = True) -> None:
         self._started += 1
@@ -78,6 +79,8 @@ class Crew:
         while True:
             await asyncio.sleep(self.rng.uniform(0.2, 1.5))  # sleep: between two blows
             self.refill()
+            self._blow, blow = asyncio.Event(), self._blow
+            blow.set()
             worker = self.rng.choice(self._workers)
             match self.rng.choice(["kill", "kill", "kill", "end", "stop"]):
                 case "kill":
@@ -103,6 +106,11 @@ class Crew:
         worker.send_signal(signal.SIGSTOP)
         return worker
 
+    async def after(self, blows: int) -> None:
+        """Returns when so many more blows have come."""
+        for _ in range(blows):
+            await self._blow.wait()
+
     def end(self) -> None:
         for worker in self._workers:
             worker.kill()
@@ -125,7 +133,7 @@ async def run(url: str, folder: Path, seed: int, count: int) -> None:
         crew.refill()
         troubling = asyncio.create_task(crew.trouble())
         try:
-            await asyncio.wait_for(played(service, programs, sent, crew.rng), PATIENCE)
+            await asyncio.wait_for(played(service, programs, sent, crew), PATIENCE)
         except TimeoutError:
             left = await service.fetch(
                 "SELECT id, state, owner, wake_at, outcome FROM skald_workflows WHERE ended_at IS NULL LIMIT 20"
@@ -138,16 +146,16 @@ async def run(url: str, folder: Path, seed: int, count: int) -> None:
     print(f"seed {seed}: {crew.deaths} kills")
 
 
-async def played(service: Service, programs: list[Any], sent: list[list[int]], rng: random.Random) -> None:
+async def played(service: Service, programs: list[Any], sent: list[list[int]], crew: Crew) -> None:
     async def one(number: int) -> None:
         p, id = programs[number], f"p-{number}"
         values = sent[number]
-        early = rng.randint(0, len(values))
+        early = crew.rng.randint(0, len(values))
         for value in values[:early]:
             await service.signal(ready, value, id=id)
         handle = await play.start(id, p, [], id=id)
         for value in values[early:]:
-            await asyncio.sleep(rng.uniform(0, 3))  # sleep: the world takes its time
+            await crew.after(crew.rng.randint(0, 2))
             await service.signal(ready, value, id=id)
         result = await handle.result()
         assert result == expected(p, list(values)), f"{id}: {p}"

@@ -21,7 +21,7 @@ import inspect
 import typing
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from enum import Enum
-from typing import Any, Generic, Literal, ParamSpec, Protocol, TypeVar, TypeVarTuple, Unpack, cast, overload
+from typing import Any, Generic, Literal, ParamSpec, Protocol, TypeVar, TypeVarTuple, Unpack, cast, get_args, overload
 
 import msgspec
 
@@ -297,6 +297,10 @@ class Options(msgspec.Struct, frozen=True):
     delay: float = 0.0
     existing: Existing = "return"
 
+    def __post_init__(self) -> None:
+        if self.existing not in get_args(Existing):
+            raise ConfigurationError(f"existing={self.existing!r}: use one of {', '.join(get_args(Existing))}")
+
 
 class Starter(Protocol):
     """What a service has for its workflows."""
@@ -334,6 +338,11 @@ class Workflow(Generic[*Ts, R]):
     ) -> None:
         self.function, self.name, self.timeout = function, name or function.__name__, timeout
         self.signature = Signature(function)
+        if "," in self.name or not self.name.isprintable():
+            # Processes ask for the workflows that they have by a list of their names.
+            raise ConfigurationError(f"{self.signature.where}: the name {self.name!r} has a comma or cannot be printed")
+        if timeout is not None and not timeout > 0:
+            raise ConfigurationError(f"{self.signature.where}: timeout={timeout} must be more than 0 seconds")
         if not inspect.iscoroutinefunction(function):
             raise ConfigurationError(
                 f"{self.signature.where}: a workflow is an async function, since it awaits its steps"

@@ -51,6 +51,14 @@ class ExecutorSettings(msgspec.Struct, frozen=True):
     retention: float | None = 30.0
     """For which workflows that have ended are kept; ``None``: for ever."""
 
+    def __post_init__(self) -> None:
+        least = {"idle": 0, "poll": 0.001, "max_live": 1, "max_taken": 1, "batch": 1, "fire": 1}
+        for name, bound in least.items():
+            if not getattr(self, name) >= bound:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least {bound}")
+        if self.retention is not None and not self.retention >= 0:
+            raise ValueError(f"retention={self.retention} must be at least 0 days, or None for ever")
+
 
 FEW = 20
 """Workflows that are taken however many are in memory."""

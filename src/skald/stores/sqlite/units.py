@@ -52,6 +52,8 @@ class Group:
 
     def look_up(self, units: Sequence[Unit]) -> None:
         """Reads the heads of all units at once; what is not found has version 0."""
+        # Once through all of them: most units have nothing but events.
+        units = [unit for unit in units if unit.appends or unit.tags or unit.workflows]
         keys = [f"stream:{append.stream}" for unit in units for append in unit.appends]
         keys += [f"tag:{tag.tag}" for unit in units for tag in unit.tags]
         if keys:

@@ -264,10 +264,10 @@ def _impatient(until: float) -> Callable[[int], bool]:
 def _weight(units: Sequence[Unit]) -> int:
     """What the units cost, in small records (about 5 µs each); a record of 4 KiB counts twice."""
     light = sum([len(r.payload or b"") + 4096 for u in units for r in u.events])
-    others = [u for u in units if u.messages or u.deliveries or u.appends]
+    others = [u for u in units if u.messages or u.deliveries or u.appends or u.workflows]
     records = [r for u in others for r in (*u.messages, *(d.record for d in u.deliveries))]
     records += [r for u in others for append in u.appends for r in append.records]
-    workflows = [u.workflows for u in units if u.workflows is not None]
+    workflows = [u.workflows for u in others if u.workflows is not None]
     light += sum([len(e.payload or b"") + 4096 for w in workflows for e in w.journal])
     light += sum([len(s.input) + 4096 for w in workflows for s in w.starts])
     light += sum([len(e.outcome) + 4096 for w in workflows for e in w.ends])
