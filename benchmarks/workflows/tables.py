@@ -131,7 +131,7 @@ def add_finished(found: Tables, number: int) -> None:
 def _add(
     found: Tables, number: int, workflow: str, state: str, input: bytes, began: str, time: str, **columns: str
 ) -> None:
-    _, digest = waits.move.called((0, "asleep"), {})
+    _, digest, _ = waits.move.signature.called((0, "asleep"), {})
     series, run = found.series.format(count=number), found.run.format(ms=f"({began}) / 1000")
     values = {
         "run": run, "name": f"old-{workflow}", "workflow": workflow, "state": state, "began": began, "series": series,

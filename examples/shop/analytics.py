@@ -1,6 +1,7 @@
 """Analytics: orders per minute, revenue per day, failure rate. It only listens.
 
-Each message counts exactly once, because its row and the reader's place in the log change in one transaction.
+Each message counts exactly once, because its row and the reader's place in the log change in one transaction. A fact
+that comes once more as another message counts once, too: a number that grows needs to know the fact.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ DAY = 86_400_000_000
 analytics = Service("analytics", team="analytics", on_call="analytics@example.com", migrations=MIGRATIONS)
 
 
-@analytics.on(OrderPlaced)
+@analytics.on(OrderPlaced, once_by="order_id")
 async def count_placed(event: OrderPlaced, envelope: Envelope, tx: Transaction) -> None:
     await tx.execute(
         "INSERT INTO orders_per_minute (minute, placed) VALUES (:minute, 1)"
@@ -26,14 +27,20 @@ async def count_placed(event: OrderPlaced, envelope: Envelope, tx: Transaction) 
     )
 
 
-@analytics.on(OrderConfirmed, OrderCancelled)
-async def count_outcomes(event: OrderConfirmed | OrderCancelled, envelope: Envelope, tx: Transaction) -> None:
+@analytics.on(OrderConfirmed, once_by="order_id")
+async def count_confirmed(event: OrderConfirmed, envelope: Envelope, tx: Transaction) -> None:
+    await _count(tx, envelope, confirmed=1, cancelled=0, cents=event.total)
+
+
+@analytics.on(OrderCancelled, once_by="order_id")
+async def count_cancelled(event: OrderCancelled, envelope: Envelope, tx: Transaction) -> None:
     """An order that is cancelled after it was confirmed counts as cancelled, and takes its revenue back."""
+    back = int(event.was_confirmed)
+    await _count(tx, envelope, confirmed=-back, cancelled=1, cents=-event.total * back)
+
+
+async def _count(tx: Transaction, envelope: Envelope, *, confirmed: int, cancelled: int, cents: int) -> None:
     day = envelope.record.time // DAY
-    if isinstance(event, OrderConfirmed):
-        confirmed, cancelled, cents = 1, 0, event.total
-    else:
-        confirmed, cancelled, cents = (-1, 1, -event.total) if event.was_confirmed else (0, 1, 0)
     await tx.execute(
         "INSERT INTO outcomes_per_day (day, confirmed, cancelled) VALUES (:day, :confirmed, :cancelled)"
         " ON CONFLICT (day) DO UPDATE SET confirmed = outcomes_per_day.confirmed + excluded.confirmed,"

@@ -9,7 +9,7 @@ they told each other.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -17,8 +17,8 @@ import msgspec
 from examples.shop.analytics import DAY, MINUTE
 from examples.shop.books import Books, Fact, Row
 
-KEPT = ("CONFIRMED", "COMPLETED", "NEEDS_ATTENTION")
-"""Orders whose money stays with us."""
+KEPT = ("CONFIRMED", "COMPLETED")
+"""Orders whose money stays with us. Those that need a person are half undone: whatever they hold is listed."""
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -60,7 +60,7 @@ def audit(books: Books, acknowledged: Collection[str] = ()) -> Audit:
         money=_money_of(books),
         stock=_stock_of(books),
         messages={"sent": len(books.keyless), "doubled": len(_doubles(books.keyless, "reference"))},
-        attention=tuple(r["order_id"] for r in books.tables["orders"] if r["status"] == "NEEDS_ATTENTION"),
+        attention=tuple(sorted(_attention(books))),
         doubled=tuple(_doubles(books.keyless, "reference")),
     )
 
@@ -83,16 +83,23 @@ def _money(books: Books) -> Finding:
     return _equal(
         "money taken is the sum of confirmed and completed orders",
         money["charged"] - money["refunded"],
-        money["kept"],
+        money["kept"] + money["open"],
     )
 
 
 def _money_of(books: Books) -> dict[str, int]:
+    charges, refunds, attention = _done(books, "charge"), _done(books, "refund"), _attention(books)
     return {
-        "charged": sum(entry["amount"] for entry in _done(books, "charge")),
-        "refunded": sum(entry["amount"] for entry in _done(books, "refund")),
+        "charged": sum(entry["amount"] for entry in charges),
+        "refunded": sum(entry["amount"] for entry in refunds),
         "kept": sum(row["total"] for row in books.tables["orders"] if row["status"] in KEPT),
+        "open": sum(entry["amount"] for entry in charges if entry["reference"] in attention)
+        - sum(entry["amount"] for entry in refunds if entry["reference"] in attention),
     }
+
+
+def _attention(books: Books) -> set[str]:
+    return {row["order_id"] for row in books.tables["orders"] if row["status"] == "NEEDS_ATTENTION"}
 
 
 def _charged_once(books: Books) -> Finding:
@@ -103,7 +110,7 @@ def _charged_once(books: Books) -> Finding:
 def _refunded_iff(books: Books) -> Finding:
     cancelled = {row["order_id"] for row in books.tables["orders"] if row["status"] == "CANCELLED"}
     due = {entry["reference"] for entry in _done(books, "charge")} & cancelled
-    refunds = Counter(entry["reference"] for entry in _done(books, "refund"))
+    refunds = Counter(e["reference"] for e in _done(books, "refund") if e["reference"] not in _attention(books))
     wrong = sorted(order for order in due | refunds.keys() if refunds[order] != (order in due))
     return _none(
         "each charged and cancelled order is refunded exactly once, and no other",
@@ -159,11 +166,14 @@ def _held(books: Books) -> Counter[tuple[str, str]]:
 def _reserved_iff_kept(books: Books) -> Finding:
     holding = {r["order_id"] for r in books.tables["reservations"] if r["status"] in ("RESERVED", "SHIPPED")}
     kept = {row["order_id"] for row in books.tables["orders"] if row["status"] in KEPT}
-    return _none("stock is held for confirmed orders and for no other", sorted(holding ^ kept), f"{len(kept)} orders")
+    wrong = sorted((holding ^ kept) - _attention(books))
+    return _none("stock is held for confirmed orders and for no other", wrong, f"{len(kept)} orders")
 
 
 def _reserved_once(books: Books) -> Finding:
-    twice = _repeated(fact.order_id for fact in books.facts("inventory", "InventoryReserved"))
+    # What somebody outside tells once more has no cause.
+    reserved = [fact for fact in books.facts("inventory", "InventoryReserved") if fact.cause is not None]
+    twice = _repeated(fact.order_id for fact in reserved)
     return _none("each order is reserved at most once", twice, f"{len(books.tables['reservations'])} reservations")
 
 
@@ -172,7 +182,7 @@ def _labels(books: Books) -> Finding:
     withdrawn = {entry["reference"] for entry in _done(books, "withdrawal")}
     live = {entry["reference"] for entry in labels} - withdrawn
     kept = {row["order_id"] for row in books.tables["orders"] if row["status"] in KEPT}
-    wrong = [*_doubles(labels, "reference"), *sorted(live ^ kept)]
+    wrong = [*_doubles(labels, "reference"), *sorted((live ^ kept) - _attention(books))]
     return _none("each confirmed order has one label, and no other order has any", wrong, f"{len(labels)} labels")
 
 
@@ -181,7 +191,10 @@ def _labels(books: Books) -> Finding:
 
 def _orders_fold(books: Books) -> Finding:
     ends = {"OrderPlaced": "PENDING", "OrderConfirmed": "CONFIRMED", "OrderCancelled": "CANCELLED"}
-    fold = _last(books.facts("orders", *ends, "OrderCompleted"), {**ends, "OrderCompleted": "COMPLETED"})
+    fold = _last(_told(books.facts("orders", *ends, "OrderCompleted")), {**ends, "OrderCompleted": "COMPLETED"})
+    for log in books.logs.values():
+        last = _last_types(log)
+        fold |= {key: "NEEDS_ATTENTION" for key in fold if last.get(str(key)) == "CompensationFailed"}
     return _same("orders", fold, {row["order_id"]: row["status"] for row in books.tables["orders"]})
 
 
@@ -196,8 +209,9 @@ def _steps_fold(books: Books) -> Finding:
     states |= {"Refunded": "undone", "Released": "undone", "Cancelled": "undone"}
     fold = {(row["order_id"], step): "pending" for row in books.tables["orders"] for step in origins}
     for step, (service, prefix) in origins.items():
-        for fact in books.facts(service, *(prefix + end for end in states)):
-            fold[fact.order_id, step] = states[fact.type.removeprefix(prefix)]
+        for fact in _told(books.facts(service, *(prefix + end for end in states))):
+            if fold.get((fact.order_id, step)) != "undone":
+                fold[fact.order_id, step] = states[fact.type.removeprefix(prefix)]
     return _same(
         "steps",
         fold,
@@ -205,15 +219,37 @@ def _steps_fold(books: Books) -> Finding:
     )
 
 
+def _sagas(books: Books) -> Finding:
+    """Where orders have one: it is undone with its order, and ends when the parcel has left."""
+    orders = {row["order_id"]: row for row in books.tables["orders"]} if books.tables["sagas"] else {}
+    wanted = {id: _statuses_of_saga(row) for id, row in orders.items() if row["status"] != "NEEDS_ATTENTION"}
+    sagas = {row["order_id"]: row["status"] for row in books.tables["sagas"]}
+    wrong = sorted(id for id, statuses in wanted.items() if sagas.get(id) not in statuses)
+    return _none("each saga stands where its order does", wrong, f"{len(sagas)} sagas")
+
+
+def _statuses_of_saga(order: Row) -> tuple[str, ...]:
+    if order["status"] == "CANCELLED":
+        return "COMPENSATED", "CANCELLED"
+    return ("COMPLETED",) if order["handed_over"] else ("IN_PROGRESS",)
+
+
 def _payments_fold(books: Books) -> Finding:
     ends = {"PaymentProcessed": "CHARGED", "PaymentFailed": "FAILED", "PaymentRefunded": "REFUNDED"}
     rows = {row["order_id"]: row["status"] for row in books.tables["payments"]}
-    return _same("payments", _last(books.facts("payments", *ends), ends), rows)
+    return _same("payments", _last(_told(books.facts("payments", *ends)), ends), rows)
+
+
+def _tasks_fold(books: Books) -> Finding:
+    last = _last_types(books.logs["payments"])
+    fold = {key: "OPEN" for key, type in last.items() if type == "CompensationFailed"}
+    rows = {row["order_id"]: row["status"] for row in books.tables["tasks"] if row["status"] == "OPEN"}
+    return _same("open tasks", fold, rows)
 
 
 def _reservations_fold(books: Books) -> Finding:
     ends = {"InventoryReserved": "RESERVED", "InventoryRejected": "REJECTED", "InventoryReleased": "RELEASED"}
-    fold = _last(books.facts("inventory", *ends), ends)
+    fold = _last(_told(books.facts("inventory", *ends)), ends)
     fold |= {fact.order_id: "SHIPPED" for fact in books.facts("shipping", "ShipmentHandedOver")}
     return _same("reservations", fold, {row["order_id"]: row["status"] for row in books.tables["reservations"]})
 
@@ -222,7 +258,7 @@ def _shipments_fold(books: Books) -> Finding:
     kinds = ("Scheduled", "Failed", "Cancelled", "HandedOver", "Delivered")
     ends = {f"Shipment{kind}": kind.upper() for kind in kinds}
     rows = {row["order_id"]: row["status"] for row in books.tables["shipments"]}
-    return _same("shipments", _last(books.facts("shipping", *ends), ends), rows)
+    return _same("shipments", _last(_told(books.facts("shipping", *ends)), ends), rows)
 
 
 def _prices_fold(books: Books) -> Finding:
@@ -234,7 +270,7 @@ def _prices_fold(books: Books) -> Finding:
 
 def _analytics_fold(books: Books) -> Finding:
     fold: Counter[tuple[str, int]] = Counter()
-    for fact in books.logs["orders"]:
+    for fact in _told(books.logs["orders"]):
         day = fact.time // DAY
         match fact.type:
             case "OrderPlaced":
@@ -281,7 +317,9 @@ RULES: tuple[Callable[[Books], Finding], ...] = (
     _labels,
     _orders_fold,
     _steps_fold,
+    _sagas,
     _payments_fold,
+    _tasks_fold,
     _reservations_fold,
     _shipments_fold,
     _prices_fold,
@@ -299,6 +337,17 @@ def _done(books: Books, kind: str) -> list[Row]:
 
 def _last(facts: Iterable[Fact], states: dict[str, str]) -> dict[Hashable, Any]:
     return {fact.order_id: states[fact.type] for fact in facts}
+
+
+def _told(facts: Sequence[Fact]) -> list[Fact]:
+    """Without those that tell the same once more, as another message."""
+    first = {(fact.type, fact.key): fact for fact in reversed(facts)}
+    return [fact for fact in facts if first[fact.type, fact.key] is fact]
+
+
+def _last_types(log: Iterable[Fact]) -> dict[str, str]:
+    """What a service has said last, by key."""
+    return {fact.key: fact.type for fact in log}
 
 
 def _doubles(rows: Iterable[Row], column: str) -> list[str]:

@@ -14,9 +14,9 @@ Row = dict[str, Any]
 
 TABLES = {
     "orders": ("orders", "prices"),
-    "payments": ("payments",),
-    "inventory": ("items", "reservations", "reserved_items"),
-    "shipping": ("shipments",),
+    "payments": ("payments", "tasks"),
+    "inventory": ("items", "reservations", "reserved_items", "pick_lists"),
+    "shipping": ("shipments", "pickups"),
     "notifications": ("sent",),
     "analytics": ("orders_per_minute", "revenue_per_day", "outcomes_per_day"),
 }
@@ -64,6 +64,9 @@ async def collect(application: App, ledgers: Path) -> Books:
             for table in names:
                 tables[table] = await service.fetch(f"SELECT * FROM {table}")
             logs[name] = await _log(service)
+        # Not their steps: those go on for a moment when the order is at rest.
+        sagas = "SELECT saga_id AS order_id, status FROM saga_state"
+        tables["sagas"] = await application.service("orders").fetch(sagas)
     return Books(tables, logs, ledger(ledgers / "keyed.jsonl"), ledger(ledgers / "keyless.jsonl"))
 
 

@@ -11,13 +11,14 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from examples.shop.app import app as shop
-from examples.shop.inventory import inventory
-from skald import App, Service
+from skald import App
 
 COLUMNS = "sku, name, price, note, version, available"
 
 
-def create(application: App = shop, service: Service = inventory) -> Starlette:
+def create(application: App = shop) -> Starlette:
+    service = application.service("inventory")
+
     @asynccontextmanager
     async def connected(_: Starlette) -> AsyncIterator[None]:
         async with application.connect(service.name):

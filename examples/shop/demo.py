@@ -24,6 +24,7 @@ import msgspec
 
 from examples.shop.house import House, Used
 from examples.shop.stage import Result, Stage
+from examples.shop.styles import DEFAULT, STYLES
 from examples.shop.supervisor import NotStarted
 
 FOLDER = Path(".skald")
@@ -44,6 +45,7 @@ class Refused(Exception):
 
 
 class Options(msgspec.Struct, frozen=True):
+    style: str
     serve: bool
     chaos: bool
     store: str
@@ -54,6 +56,7 @@ class Options(msgspec.Struct, frozen=True):
 
 def options(arguments: list[str] | None = None) -> Options:
     parser = argparse.ArgumentParser(prog="demo", description="The shop: six services, real orders, and a ledger.")
+    parser.add_argument("--style", choices=STYLES, default=DEFAULT, help="who tells whom what to do (%(default)s)")
     parser.add_argument("--serve", action="store_true", help="keep it running afterwards, for the page and the API")
     parser.add_argument("--chaos", action="store_true", help="kill -9 processes at random while orders flow")
     parser.add_argument("--store", default=f"sqlite:{FOLDER}", help="sqlite:FOLDER or postgresql://… (%(default)s)")
@@ -96,7 +99,7 @@ async def run(chosen: Options, folder: Path, out: TextIO) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     pace = {name: os.environ.get(name, value) for name, value in PACE.items()}
-    house = House(folder, chosen.store, port=PREFERRED_PORT, settings=pace)
+    house = House(folder, chosen.store, style=chosen.style, port=PREFERRED_PORT, settings=pace)
     try:
         result = await Stage(house, chosen.orders, chosen.seed, chosen.chaos, out).perform()
         if chosen.json:
@@ -119,7 +122,8 @@ def report(result: Result, out: TextIO) -> None:
         ("orders", f"{sum(audit.orders.values())}: {states}"),
         (
             "money",
-            f"{euros(money['charged'])} charged - {euros(money['refunded'])} refunded = {euros(money['kept'])} kept",
+            f"{euros(money['charged'])} charged - {euros(money['refunded'])} refunded = {euros(money['kept'])} kept"
+            + (f" + {euros(money['open'])} open" if money["open"] else ""),
         ),
         (
             "stock",

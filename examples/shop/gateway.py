@@ -28,7 +28,7 @@ from examples.shop import openapi
 from examples.shop.app import app as shop
 from examples.shop.door import HANDLERS, Door, Problem
 from examples.shop.live import Watch
-from examples.shop.orders import UnknownArticle, ask_to_cancel, orders, place
+from examples.shop.orders import UnknownArticle, ask_to_cancel, place
 from examples.shop.settings import Limits, load
 from skald import App, Service
 from skald.clock import to_rfc3339
@@ -249,8 +249,8 @@ def frame(event: str, row: dict[str, Any]) -> str:
     return f"id: {row['revision']}\nevent: {event}\ndata: {json.dumps(view(row))}\n\n"
 
 
-def create(application: App = shop, service: Service = orders, limits: Limits | None = None) -> ASGIApp:
-    limits = limits or load(Limits)
+def create(application: App = shop, limits: Limits | None = None) -> ASGIApp:
+    service, limits = application.service("orders"), limits or load(Limits)
     gateway = Gateway(service, limits)
 
     @contextlib.asynccontextmanager

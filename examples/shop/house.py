@@ -16,11 +16,9 @@ from pathlib import Path
 import httpx
 
 from examples.shop import seed
-from examples.shop.app import app as shop
 from examples.shop.audit import Audit, audit
 from examples.shop.books import Books, collect
-from examples.shop.inventory import inventory
-from examples.shop.orders import orders
+from examples.shop.styles import DEFAULT, application
 from examples.shop.supervisor import Child, NotStarted, Supervisor, listen, url_of
 from skald import App
 
@@ -35,29 +33,31 @@ class Used(Exception):
 
 
 class House:
-    """``application`` is what the services run; ``settings`` are variables of the environment (``SHOP_…``)."""
+    """``settings`` are variables of the environment (``SHOP_…``)."""
 
     def __init__(
         self,
         folder: Path,
         store: str,
         *,
-        application: str = SHOP,
+        style: str = DEFAULT,
         port: int = 0,
         settings: Mapping[str, str] | None = None,
     ) -> None:
-        self.folder, self.store = folder, store
-        self.app = App(*shop.services.values(), stores=dict.fromkeys(shop.services, store))
+        self.folder, self.store, self.style = folder, store, style
+        services = application(style).services
+        self.app = App(*services.values(), stores=dict.fromkeys(services, store))
         self._sockets = {name: listen(port if name == "gateway" else 0) for name in CALLED}
         self.urls = {name: url_of(opened) for name, opened in self._sockets.items()}
         environment = {
             **os.environ,
             **(settings or {}),
+            "SHOP_STYLE": style,
             "SKALD_STORE": store,
             "SHOP_LEDGERS": str(self.ledgers),
             **{f"SHOP_{name.upper()}_URL": self.urls[name] for name in ("keyed", "keyless", "catalogue")},
         }
-        self.supervisor = Supervisor(folder, self._children(application), environment)
+        self.supervisor = Supervisor(folder, self._children(), environment)
 
     @property
     def url(self) -> str:
@@ -67,10 +67,10 @@ class House:
     def ledgers(self) -> Path:
         return self.folder / "providers"
 
-    def _children(self, application: str) -> Iterable[Child]:
+    def _children(self) -> Iterable[Child]:
         yield from providers(self._sockets)
         for name in self.app.services:
-            yield Child(name, ("skald", "run", application, "--service", name))
+            yield Child(name, ("skald", "run", SHOP, "--service", name))
         for name in ("catalogue", "gateway"):
             yield Child(name, ("serve", f"examples.shop.{name}:create"), self._sockets[name])
 
@@ -89,14 +89,14 @@ class House:
         """Makes the tables, fills the warehouse, starts everything, and waits until orders can be placed."""
         await self.app.migrate()
         async with self.app.connect("orders", "inventory"):
-            known = await orders.fetch("SELECT COUNT(*) AS number FROM orders")
+            known = await self.app.service("orders").fetch("SELECT COUNT(*) AS number FROM orders")
             if known[0]["number"]:
                 names = ", ".join(self.app.services)
                 raise Used(
                     f"{without_password(self.store)} holds the orders of an earlier run. To start clean, "
                     f"on PostgreSQL: DROP SCHEMA {names} CASCADE; on SQLite: delete the folder"
                 )
-            await seed.stock_up(inventory)
+            await seed.stock_up(self.app.service("inventory"))
         self.supervisor.start()
         await until_ready(self.url, self.supervisor)
 

@@ -1,7 +1,8 @@
 """Inventory: the articles, how many there are, and who has reserved them.
 
 Everything happens in its own tables, so its handlers take the transaction. A reservation's id is its order's,
-and its row is the guard: RESERVED or REJECTED once, then RELEASED or SHIPPED once.
+and its row is the guard: RESERVED or REJECTED once, then RELEASED or SHIPPED once; RELEASED at once for an order that
+was cancelled before it came here.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from examples.shop.messages import (
     ShipmentFailed,
     ShipmentHandedOver,
 )
-from skald import Service, Transaction
+from skald import Done, Service, Transaction
 
 MIGRATIONS = Path(__file__).with_name("migrations") / "inventory"
 
@@ -55,14 +56,14 @@ async def reserve(
         async with tx.savepoint():
             # By SKU, so that two orders never wait for each other's articles.
             for line in sorted(event.order.items, key=lambda line: line.sku):
-                await _take(tx, event.order_id, line)
+                await take(tx, event.order_id, line)
     except OutOfStock as error:
-        await _move(tx, event.order_id, "RESERVED", "REJECTED")
+        await move(tx, event.order_id, "RESERVED", "REJECTED")
         return InventoryRejected(event.order_id, str(error), error.sku)
     return InventoryReserved(event.order_id, event.order)
 
 
-async def _take(tx: Transaction, order_id: str, line: Line) -> None:
+async def take(tx: Transaction, order_id: str, line: Line) -> None:
     values = {"sku": line.sku, "quantity": line.quantity}
     taken = await tx.execute(
         "UPDATE items SET available = available - :quantity WHERE sku = :sku AND available >= :quantity",
@@ -77,11 +78,24 @@ async def _take(tx: Transaction, order_id: str, line: Line) -> None:
     )
 
 
-@inventory.on(ShipmentFailed, ShipmentCancelled)
+@inventory.on(ShipmentFailed, ShipmentCancelled, compensates=reserve)
 async def release(
-    event: ShipmentFailed | ShipmentCancelled | PaymentFailed, tx: Transaction
+    event: ShipmentFailed | ShipmentCancelled | PaymentFailed, tx: Transaction, done: Done[InventoryReserved] | None
 ) -> InventoryReleased | None:
-    if not await _move(tx, event.order_id, "RESERVED", "RELEASED"):
+    """Where nothing is reserved nothing will be, and those who come after this hear of that; of a rejection they have
+    heard already.
+    """
+    if done is None:
+        released = await tx.execute(
+            "INSERT INTO reservations (order_id, status) VALUES (:order_id, 'RELEASED') ON CONFLICT DO NOTHING",
+            order_id=event.order_id,
+        )
+        return InventoryReleased(event.order_id, event.reason) if released else None
+    return await free(event, tx)
+
+
+async def free(event: ShipmentFailed | ShipmentCancelled | PaymentFailed, tx: Transaction) -> InventoryReleased | None:
+    if not await move(tx, event.order_id, "RESERVED", "RELEASED"):
         return None
     await tx.execute(
         "UPDATE items SET available = available + (SELECT quantity FROM reserved_items"
@@ -94,10 +108,10 @@ async def release(
 
 @inventory.on(ShipmentHandedOver)
 async def ship(event: ShipmentHandedOver, tx: Transaction) -> None:
-    await _move(tx, event.order_id, "RESERVED", "SHIPPED")
+    await move(tx, event.order_id, "RESERVED", "SHIPPED")
 
 
-async def _move(tx: Transaction, order_id: str, before: str, after: str) -> bool:
+async def move(tx: Transaction, order_id: str, before: str, after: str) -> bool:
     changed = await tx.execute(
         "UPDATE reservations SET status = :after WHERE order_id = :order_id AND status = :before",
         order_id=order_id,

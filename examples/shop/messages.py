@@ -86,7 +86,9 @@ class PaymentFailed(Event, key="order_id"):
     order_id: str
     reason: str
     unknown: bool = False
-    """The card gateway never answered: it may have charged the card all the same."""
+    """The card gateway never answered: it may have charged the card all the same. It is asked, and what it says is told
+    by a second PaymentFailed, or by PaymentRefunded.
+    """
 
 
 class PaymentRefunded(Event, key="order_id"):
@@ -143,6 +145,7 @@ class ShipmentCancelled(Event, key="order_id"):
     order_id: str
     reason: str
     label_id: str
+    """Empty where there was no label; there will be none."""
 
 
 class ShipmentHandedOver(Event, key="order_id"):
@@ -157,7 +160,8 @@ class ShipmentDelivered(Event, key="order_id"):
     label_id: str
 
 
-class CancelShipment(Command, key="order_id"):
+class CancelShipment(Command[ShipmentCancelled], key="order_id"):
     order_id: str
     label_id: str
+    """Empty where none is known of yet."""
     reason: str

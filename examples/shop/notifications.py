@@ -2,7 +2,8 @@
 
 The provider honours no idempotency keys but can be asked: before anything is sent a second time, it is. A
 message that cannot be delivered is tried again and then parked for a person; later ones to the same customer
-about the same order wait behind it, those of other orders do not.
+about the same order wait behind it, those of other orders do not. A fact that comes once more as another message is
+told once.
 """
 
 from __future__ import annotations
@@ -36,17 +37,19 @@ async def messenger() -> AsyncIterator[Messenger]:
     await client.close()
 
 
-@notifications.on(OrderPlaced, PaymentProcessed, OrderConfirmed, OrderCancelled, OrderCompleted, retry=AGAIN)
+@notifications.on(
+    OrderPlaced, PaymentProcessed, OrderConfirmed, OrderCancelled, OrderCompleted, once_by="order_id", retry=AGAIN
+)
 async def email(event: Told, messenger: Messenger, attempt: Attempt) -> None:
     await _tell("email", event, messenger, attempt)
 
 
-@notifications.on(OrderCancelled, retry=AGAIN)
+@notifications.on(OrderCancelled, once_by="order_id", retry=AGAIN)
 async def sms(event: OrderCancelled, messenger: Messenger, attempt: Attempt) -> None:
     await _tell("sms", event, messenger, attempt)
 
 
-@notifications.on(OrderConfirmed, OrderCompleted, retry=AGAIN)
+@notifications.on(OrderConfirmed, OrderCompleted, once_by="order_id", retry=AGAIN)
 async def push(event: OrderConfirmed | OrderCompleted, messenger: Messenger, attempt: Attempt) -> None:
     await _tell("push", event, messenger, attempt)
 

@@ -1,8 +1,9 @@
 """Orders: takes them, follows what becomes of them, and tells how they end.
 
-PENDING → CONFIRMED | CANCELLED, CONFIRMED → CANCELLED | COMPLETED. Messages about one order come from four
-origins, in order from each and in any order between them, so every change of state names the states it may
-start from, and a message that comes too late or twice changes nothing.
+PENDING → CONFIRMED | CANCELLED, CONFIRMED → CANCELLED | COMPLETED. What cannot be undone without a person is
+NEEDS_ATTENTION until it is. Messages about one order come from four origins, in order from each and in any order
+between them, so every change of state names the states it may start from, and a message that comes too late or
+twice changes nothing.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from examples.shop.messages import (
 )
 from examples.shop.providers.clients import Catalogue
 from examples.shop.settings import settings
-from skald import Service, Transaction
+from skald import CompensationFailed, Service, Transaction
 from skald.message import new_id
 
 MIGRATIONS = Path(__file__).with_name("migrations") / "orders"
@@ -86,18 +87,18 @@ async def _line(tx: Transaction, sku: str, quantity: int) -> Line:
 async def ask_to_cancel(tx: Transaction, order: Mapping[str, Any], reason: str) -> str | None:
     """Begins the cancellation of an order (its row), or returns what the customer is told instead.
 
-    Asking twice begins it once. Whether it succeeds is for the carrier to say: the parcel may be leaving just
-    now.
+    Asking twice begins it once, at whatever point the order is. Whether it succeeds is for the carrier to say: the
+    parcel may be leaving just now.
     """
     if order["status"] == "CANCELLED":
         return "the order is already cancelled"
-    if order["status"] == "PENDING":
-        return "the order is still being processed; it can be cancelled once it is confirmed"
+    if order["status"] == "NEEDS_ATTENTION":
+        return "somebody is looking into the order"
     if order["handed_over"] or order["status"] == "COMPLETED":
         return "the parcel is already with the carrier"
     begun = await tx.execute(
         "UPDATE orders SET cancelling = 1, revision = revision + 1"
-        " WHERE order_id = :order_id AND status = 'CONFIRMED' AND cancelling = 0 AND handed_over = 0",
+        " WHERE order_id = :order_id AND status IN ('PENDING', 'CONFIRMED') AND cancelling = 0 AND handed_over = 0",
         order_id=order["order_id"],
     )
     if begun:
@@ -134,9 +135,9 @@ STEPS: dict[type, tuple[str, str]] = {
 
 @orders.on(*STEPS)
 async def follow(event: Fact, tx: Transaction) -> None:
-    """The steps that the customer sees. A step goes from pending to done or failed, and from there to undone."""
+    """The steps that the customer sees. A step goes from pending to done or failed, and to undone, which it stays."""
     step, state = STEPS[type(event)]
-    before = "IN ('done', 'failed')" if state == "undone" else "= 'pending'"
+    before = "<> 'undone'" if state == "undone" else "= 'pending'"
     await tx.execute(
         f"UPDATE orders SET {step} = :state, {step}_at = :now, revision = revision + 1"
         f" WHERE order_id = :order_id AND {step} {before}",
@@ -160,10 +161,13 @@ async def confirm(event: ShipmentScheduled, tx: Transaction) -> OrderConfirmed |
 
 @orders.on(PaymentFailed, PaymentRefunded)
 async def close(event: PaymentFailed | PaymentRefunded | InventoryRejected, tx: Transaction) -> OrderCancelled | None:
-    """The last thing undone is the payment, so the order ends with it."""
+    """The last thing undone is the payment, so the order ends with it, once it is known what became of it."""
+    if isinstance(event, PaymentFailed) and event.unknown:
+        return None
     row = await tx.fetch_one(
         "UPDATE orders SET status = 'CANCELLED', reason = :reason, cancelling = 0, revision = revision + 1"
-        " WHERE order_id = :order_id AND status IN ('PENDING', 'CONFIRMED') RETURNING customer, total, confirmed_at",
+        " WHERE order_id = :order_id AND status IN ('PENDING', 'CONFIRMED', 'NEEDS_ATTENTION')"
+        " RETURNING customer, total, confirmed_at",
         reason=event.reason,
         order_id=event.order_id,
     )
@@ -184,12 +188,13 @@ async def close(event: PaymentFailed | PaymentRefunded | InventoryRejected, tx: 
 
 @orders.on(CancelOrder)
 async def cancel(event: CancelOrder, tx: Transaction) -> CancelShipment | None:
-    """Begins with the shipment, because the carrier decides whether it is too late."""
+    """Begins with the shipment, because the carrier decides whether it is too late. Each service undoes what it did,
+    or refuses what comes later, and says so to the next one.
+    """
     row = await tx.fetch_one(
-        "SELECT label_id FROM orders WHERE order_id = :order_id AND status = 'CONFIRMED' AND cancelling = 1",
-        order_id=event.order_id,
+        "SELECT label_id FROM orders WHERE order_id = :order_id AND cancelling = 1", order_id=event.order_id
     )
-    return CancelShipment(event.order_id, row["label_id"], event.reason) if row else None
+    return CancelShipment(event.order_id, row["label_id"] or "", event.reason) if row else None
 
 
 @orders.on(ShipmentHandedOver)
@@ -197,9 +202,21 @@ async def hand_over(event: ShipmentHandedOver, tx: Transaction) -> None:
     """From here on nothing is cancelled; a cancellation under way is refused, with the reason."""
     await tx.execute(
         "UPDATE orders SET handed_over = 1, cancelling = 0, revision = revision + 1,"
+        " status = CASE status WHEN 'NEEDS_ATTENTION' THEN 'CONFIRMED' ELSE status END,"
         " reason = CASE cancelling WHEN 1 THEN 'not cancelled: the parcel is already with the carrier' ELSE reason END"
         " WHERE order_id = :order_id AND handed_over = 0",
         order_id=event.order_id,
+    )
+
+
+@orders.on(CompensationFailed)
+async def needs_attention(event: CompensationFailed, tx: Transaction) -> None:
+    """Something could not be undone. The order goes on by itself when a person has seen to it."""
+    await tx.execute(
+        "UPDATE orders SET status = 'NEEDS_ATTENTION', cancelling = 0, reason = :reason, revision = revision + 1"
+        " WHERE order_id = :order_id AND status IN ('PENDING', 'CONFIRMED')",
+        reason=f"{event.handler} of {event.compensates} has failed in {event.service}",
+        order_id=event.key,
     )
 
 

@@ -13,11 +13,10 @@ from examples.shop.app import app
 from examples.shop.messages import ShipmentDelivered, ShipmentHandedOver
 from examples.shop.providers.clients import Carrier
 from examples.shop.settings import settings
-from examples.shop.shipping import shipping
 from skald import Service
 
 
-async def picked_up(carrier: Carrier, order_id: str, service: Service = shipping) -> bool:
+async def picked_up(carrier: Carrier, order_id: str, service: Service) -> bool:
     """The carrier has the parcel; false if there is none to be had."""
     answer = await carrier.pick_up(order_id, key=f"pick-up:{order_id}")
     if answer.status == "done":
@@ -25,7 +24,7 @@ async def picked_up(carrier: Carrier, order_id: str, service: Service = shipping
     return answer.status == "done"
 
 
-async def delivered(carrier: Carrier, order_id: str, service: Service = shipping) -> bool:
+async def delivered(carrier: Carrier, order_id: str, service: Service) -> bool:
     """The customer has the parcel; it is picked up before, if it was not."""
     if not await picked_up(carrier, order_id, service):
         return False
@@ -38,7 +37,7 @@ async def main(what: str, order_ids: list[str]) -> int:
     tell = {"picked-up": picked_up, "delivered": delivered}[what]
     carrier = Carrier(settings.keyed_url, settings.patience)
     async with app.connect("shipping"):
-        told = {order_id: await tell(carrier, order_id) for order_id in order_ids}
+        told = {order_id: await tell(carrier, order_id, app.service("shipping")) for order_id in order_ids}
     await carrier.close()
     for order_id, done in told.items():
         print(f"{order_id} {what if done else 'has no label that the carrier could act on'}")

@@ -21,7 +21,7 @@ from examples.shop.messages import (
 )
 from examples.shop.providers.clients import CardGateway
 from examples.shop.settings import settings
-from skald import Attempt, Retry, Service, Transaction
+from skald import Attempt, CompensationFailed, Done, Retry, Service, Transaction, Unknown
 
 MIGRATIONS = Path(__file__).with_name("migrations") / "payments"
 CHARGE = Retry(immediate=1, delays=settings.charge_delays)
@@ -38,7 +38,7 @@ async def card_gateway() -> AsyncIterator[CardGateway]:
 
 
 def unreachable(event: OrderPlaced | InventoryReserved, error: Exception) -> PaymentFailed:
-    """No attempt is left and nobody knows whether the card was charged; ``refund`` sees to that."""
+    """No attempt is left and nobody knows whether the card was charged; ``refund`` asks."""
     return PaymentFailed(event.order_id, reason=f"the card gateway does not answer ({error})", unknown=True)
 
 
@@ -53,20 +53,26 @@ async def charge(
     return PaymentProcessed(event.order_id, order, answer.id)
 
 
-@payments.on(InventoryRejected, InventoryReleased, PaymentFailed, retry=UNDO)
+@payments.on(InventoryRejected, InventoryReleased, PaymentFailed, compensates=charge, retry=UNDO)
 async def refund(
-    event: InventoryRejected | InventoryReleased | PaymentFailed, gateway: CardGateway, attempt: Attempt
-) -> PaymentRefunded | None:
-    """Gives back what was charged, if anything was. The gateway then refuses any later charge for this order."""
-    if isinstance(event, PaymentFailed) and not event.unknown:
-        return None
+    event: InventoryRejected | InventoryReleased | PaymentFailed,
+    gateway: CardGateway,
+    attempt: Attempt,
+    done: Done[PaymentProcessed] | Unknown | None,
+) -> PaymentRefunded | PaymentFailed | None:
+    """Gives back what was charged. Where nobody knows, the gateway looks it up, and refuses any later charge for this
+    order. Where nothing was charged nothing will be, and the order hears of that.
+    """
+    nothing = PaymentFailed(event.order_id, event.reason)
+    if done is None:
+        return None if isinstance(event, PaymentFailed) else nothing
     answer = await gateway.refund(event.order_id, event.reason, key=attempt.key)
     if answer.status != "done":
-        return None
+        return nothing
     return PaymentRefunded(event.order_id, event.reason, answer.original, answer.id, answer.amount)
 
 
-@payments.on(PaymentProcessed, PaymentFailed, PaymentRefunded)
+@payments.on(PaymentProcessed, PaymentFailed, PaymentRefunded, once_by="order_id")
 async def keep_books(event: PaymentProcessed | PaymentFailed | PaymentRefunded, tx: Transaction) -> None:
     match event:
         case PaymentProcessed():
@@ -83,3 +89,23 @@ async def keep_books(event: PaymentProcessed | PaymentFailed | PaymentRefunded, 
         " charge_id = excluded.charge_id, refund_id = excluded.refund_id, reason = excluded.reason",
         **{"order_id": event.order_id, "charge_id": None, "refund_id": None, "reason": None, **row},
     )
+
+
+@payments.on(CompensationFailed, PaymentFailed, PaymentRefunded)
+async def keep_tasks(event: CompensationFailed | PaymentFailed | PaymentRefunded, tx: Transaction) -> None:
+    """What the team has to do by hand: a refund that was given up. It is parked here; ``skald parked`` shows and
+    redrives it, and what comes of that closes the task.
+    """
+    if not isinstance(event, CompensationFailed):
+        await tx.execute("UPDATE tasks SET status = 'DONE' WHERE order_id = :order_id", order_id=event.order_id)
+    elif event.service == "payments":
+        await tx.execute(
+            "INSERT INTO tasks (order_id, status, what, error, message_id, opened_at)"
+            " VALUES (:order_id, 'OPEN', :what, :error, :message_id, :now)"
+            " ON CONFLICT (order_id) DO UPDATE SET status = 'OPEN', error = excluded.error",
+            order_id=event.key,
+            what=f"{event.handler} of {event.compensates}",
+            error=event.error,
+            message_id=event.message_id,
+            now=await tx.now(),
+        )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 
 from examples.shop.app import app
-from examples.shop.inventory import inventory, offer
+from examples.shop.inventory import offer
 from skald import App, Service
 
 PLENTY = 1_000_000
@@ -26,7 +26,7 @@ ARTICLES = (
 )
 
 
-async def stock_up(service: Service = inventory) -> None:
+async def stock_up(service: Service) -> None:
     """Once: an article that is on sale already is left as it is. The service must be connected."""
     known = {row["sku"] for row in await service.fetch("SELECT sku FROM items")}
     async with service.transaction() as tx:
@@ -35,7 +35,8 @@ async def stock_up(service: Service = inventory) -> None:
                 await offer(tx, sku, name, price, note, received)
 
 
-async def main(application: App = app, service: Service = inventory) -> None:
+async def main(application: App = app) -> None:
+    service = application.service("inventory")
     await application.migrate()
     async with application.connect(service.name):
         await stock_up(service)

@@ -8,10 +8,14 @@ from typing import TypeVar
 
 import msgspec
 
+from examples.shop.styles import DEFAULT
+
 T = TypeVar("T", bound=msgspec.Struct)
 
 
 class Settings(msgspec.Struct, frozen=True):
+    style: str = DEFAULT
+    """One of ``STYLES``."""
     keyed_url: str = "http://127.0.0.1:8081"
     """The provider that honours idempotency keys: card gateway and carrier."""
     keyless_url: str = "http://127.0.0.1:8082"

@@ -21,7 +21,7 @@ from examples.shop.messages import (
 )
 from examples.shop.providers.clients import Carrier
 from examples.shop.settings import settings
-from skald import Attempt, Retry, Service, Transaction
+from skald import Attempt, Done, Retry, Service, Transaction, Unknown
 
 MIGRATIONS = Path(__file__).with_name("migrations") / "shipping"
 LABEL = Retry(immediate=1, delays=settings.label_delays)
@@ -55,29 +55,32 @@ async def schedule(
     return ShipmentScheduled(event.order_id, answer.id)
 
 
-@shipping.on(CancelShipment, retry=UNDO)
-async def cancel(
-    event: CancelShipment, carrier: Carrier, attempt: Attempt
+@shipping.on(CancelShipment, ShipmentFailed, compensates=schedule, retry=UNDO)
+async def withdraw(
+    event: CancelShipment | ShipmentFailed,
+    carrier: Carrier,
+    attempt: Attempt,
+    done: Done[ShipmentScheduled] | Unknown | None,
 ) -> ShipmentCancelled | ShipmentHandedOver | None:
-    answer = await carrier.withdraw(event.order_id, event.reason, key=attempt.key)
-    match answer.status:
-        case "done":
-            return ShipmentCancelled(event.order_id, event.reason, answer.original)
-        case "handed over":
-            return ShipmentHandedOver(event.order_id, answer.original)
-        case _:
-            return None
-
-
-@shipping.on(ShipmentFailed, retry=UNDO)
-async def withdraw(event: ShipmentFailed, carrier: Carrier, attempt: Attempt) -> None:
-    """A label that nobody heard of may exist: withdraws it, and has the carrier refuse one that is on its
-    way.
+    """The carrier decides whether it is too late. After a failure, too, a label that nobody heard of may exist; one
+    that is on its way is refused from now on.
     """
-    await carrier.withdraw(event.order_id, event.reason, key=attempt.key)
+    answer = await carrier.withdraw(event.order_id, event.reason, key=attempt.key)
+    if isinstance(event, ShipmentFailed):
+        return None
+    if answer.status == "handed over":
+        return ShipmentHandedOver(event.order_id, answer.original)
+    return ShipmentCancelled(event.order_id, event.reason, answer.original)
 
 
-@shipping.on(ShipmentScheduled, ShipmentFailed, ShipmentCancelled, ShipmentHandedOver, ShipmentDelivered)
+@shipping.on(
+    ShipmentScheduled,
+    ShipmentFailed,
+    ShipmentCancelled,
+    ShipmentHandedOver,
+    ShipmentDelivered,
+    once_by="order_id",
+)
 async def keep_books(
     event: ShipmentScheduled | ShipmentFailed | ShipmentCancelled | ShipmentHandedOver | ShipmentDelivered,
     tx: Transaction,

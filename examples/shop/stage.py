@@ -76,7 +76,8 @@ class Stage:
 
     async def perform(self) -> Result:
         folder = self._house.folder
-        self._say(f"The shop on {without_password(self._house.store)}: each of the six services, the gateway,")
+        house = self._house
+        self._say(f"The shop, {house.style}, on {without_password(house.store)}: each of six services, the gateway,")
         self._say(f"the catalogue and two providers is a process (ids in {folder}/run, output in {folder}/log).")
         await self._house.open()
         self._say(f"Page {self._house.url}/  API {self._house.url}/openapi.json")

@@ -72,7 +72,7 @@ async def measure(store: str, settings: Settings, todo: Iterable[Plan], customer
     application = App(*SERVICES, stores={service.name: store for service in SERVICES})
     await application.migrate()
     async with application.connect():
-        await stock_up()
+        await stock_up(inventory)
         async with orders.transaction() as tx:
             for sku, name, price, note, _ in ARTICLES:
                 await tx.execute(

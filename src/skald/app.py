@@ -59,6 +59,8 @@ class App:
         """Who publishes what to whom; raises ``ConfigurationError`` if the services do not fit together."""
         if self._topology is None:
             self._topology = topology(service.declaration() for service in self.services.values())
+            for name, service in self.services.items():
+                service.calls.routes = self._topology.calls[name]
         return self._topology
 
     def service(self, name: str) -> Service:

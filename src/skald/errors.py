@@ -7,6 +7,7 @@ program may want to look at is a typed attribute, never a part of the text.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 
 class SkaldError(Exception):
@@ -95,6 +96,14 @@ class DeliveryGone(Rejection):
     def __init__(self, handler: str, origin: str, position: int) -> None:
         super().__init__(f"{handler}: message {position} of {origin} was resolved elsewhere")
         self.handler, self.origin, self.position = handler, origin, position
+
+
+class MarkMoved(Rejection):
+    """What is remembered of a key is not what this unit was decided on: somebody else has handled the key meanwhile."""
+
+    def __init__(self, kind: str, name: str, key: str) -> None:
+        super().__init__(f"{name}: key {key!r} was handled elsewhere meanwhile ({kind}); decide again")
+        self.kind, self.name, self.key = kind, name, key
 
 
 class WorkflowExists(Rejection):
@@ -222,11 +231,54 @@ class Diverged(WorkflowError):
 
 
 class StepFailed(WorkflowError):
-    """A step has failed for the last time. ``type`` and ``message`` are those of its exception."""
+    """A step has failed for the last time. ``type`` and ``message`` are those of its exception; ``unknown``: an attempt
+    may have done it all the same."""
 
-    def __init__(self, step: str, type: str, message: str) -> None:
+    def __init__(self, step: str, type: str, message: str, unknown: bool = False) -> None:
         super().__init__(f"{step}: {type}: {message}")
-        self.step, self.type, self.message = step, type, message
+        self.step, self.type, self.message, self.unknown = step, type, message, unknown
+
+
+class CallRejected(StepFailed):
+    """What a workflow has called answered something else than was called for. ``reply`` is that event, ``None`` if
+    there was none. It was not done, and there is nothing to undo."""
+
+    def __init__(self, command: str, type: str, message: str, reply: Any) -> None:
+        super().__init__(command, type, message)
+        self.reply = reply
+
+
+class CallUnanswered(StepFailed, TimeoutError):
+    """What a workflow has called has not answered in time, and may do it all the same."""
+
+    def __init__(self, command: str, seconds: float) -> None:
+        super().__init__(command, TimeoutError.__name__, f"no answer within {seconds:g} s", unknown=True)
+
+
+class LockTaken(StepFailed):
+    """Another saga has the lock that one has asked for with ``conflict="fail"``. ``holder`` is its id."""
+
+    def __init__(self, key: str, holder: str, name: str) -> None:
+        super().__init__(f"lock {key}", LockTaken.__name__, f"{name} {holder!r} has it")
+        self.key, self.holder = key, holder
+
+
+class LockDeadlock(StepFailed):
+    """Waiting for this lock would never end: ``chain`` has the ids of sagas of which each waits for the next one, and
+    the last for the first. Take locks in one order everywhere; the others go on now."""
+
+    def __init__(self, key: str, holder: str, chain: tuple[str, ...]) -> None:
+        waits = " waits for ".join([*chain, chain[0]])
+        super().__init__(f"lock {key}", LockDeadlock.__name__, f"{waits}: take locks in one order everywhere")
+        self.key, self.holder, self.chain = key, holder, chain
+
+
+class LockTimeout(StepFailed, TimeoutError):
+    """Another saga still had the lock after ``timeout`` seconds."""
+
+    def __init__(self, key: str, seconds: float) -> None:
+        super().__init__(f"lock {key}", TimeoutError.__name__, f"not free within {seconds:g} s")
+        self.key = key
 
 
 class WorkflowFailed(WorkflowError):
@@ -235,6 +287,16 @@ class WorkflowFailed(WorkflowError):
     def __init__(self, id: str, type: str, message: str) -> None:
         super().__init__(f"workflow {id}: {type}: {message}")
         self.id, self.type, self.message = id, type, message
+
+
+class SagaCompensated(WorkflowFailed):
+    """The saga has failed, and what it had done is undone. ``step`` is where it failed, if that was at a step."""
+
+    def __init__(self, id: str, type: str, message: str, step: str | None = None) -> None:
+        super().__init__(id, type, message)
+        self.step = step
+        if step is not None:
+            self.args = (f"saga {id} was compensated, because {step} has failed: {type}: {message}",)
 
 
 class UpdateFailed(WorkflowError):

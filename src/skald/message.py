@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable
 from functools import lru_cache
 from hashlib import sha256
-from typing import Any, Literal, TypeVar, dataclass_transform
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, dataclass_transform
 
 import msgspec
 
@@ -31,8 +31,14 @@ from skald.clock import to_rfc3339
 
 Kind = Literal["event", "notification", "command"]
 T = TypeVar("T", bound=type)
+if TYPE_CHECKING:
+    R = TypeVar("R", default=Any)  # at run time typing knows defaults from Python 3.13 on
+else:
+    R = TypeVar("R")
 
 SLOTS = 256
+MAX_KEY = 512
+"""Characters."""
 
 
 class MessageType(msgspec.Struct, frozen=True):
@@ -86,8 +92,9 @@ class Notification(Event):
     """A bare fact: something changed, and whoever cares fetches the details by the key."""
 
 
-class Command(msgspec.Struct, metaclass=_MessageMeta, frozen=True):
-    """A request that exactly one service handles."""
+class Command(msgspec.Struct, Generic[R], metaclass=_MessageMeta, frozen=True):
+    """A request that exactly one service handles. ``Command[InventoryReserved]``: what a workflow that calls it gets;
+    anything else that the handler answers is a rejection."""
 
 
 # Set after the classes exist, so that only their subclasses are declared as messages.
@@ -212,6 +219,11 @@ class Envelope(msgspec.Struct, frozen=True):
         return attributes
 
 
+def is_key(text: str) -> bool:
+    """Whether every store can keep it."""
+    return 0 < len(text) <= MAX_KEY and "\0" not in text and not any("\ud800" <= c <= "\udfff" for c in text)
+
+
 @lru_cache(maxsize=8_192)
 def slot_of(key: str) -> int:
     """The slot (0–255) of a key: the first byte of its SHA-256, which PostgreSQL can compute as well."""
@@ -277,7 +289,10 @@ def child_traceparent(parent: str | None, correlation_id: str, id: str) -> str:
     span = id.replace("-", "")[16:]
     if parent is not None and _TRACEPARENT.fullmatch(parent):
         return f"{parent[:36]}{span}{parent[52:]}"
+    return f"00-{_trace_of(correlation_id)}-{span}-01"
+
+
+@lru_cache(1024)
+def _trace_of(correlation_id: str) -> str:
     trace = correlation_id.replace("-", "")
-    if not _TRACE_ID.fullmatch(trace):
-        trace = sha256(correlation_id.encode()).hexdigest()[:32]
-    return f"00-{trace}-{span}-01"
+    return trace if _TRACE_ID.fullmatch(trace) else sha256(correlation_id.encode()).hexdigest()[:32]

@@ -40,6 +40,8 @@ class StoreFeatures(msgspec.Struct, frozen=True):
 
     exclusive_transactions: bool
     """An open write transaction keeps every other writer out (and is therefore bounded in time)."""
+    commits_at_once: bool
+    """A small group is committed by ``commit_at_once``, which is quicker than any turn of the loop."""
     writers: int
     """How many groups a process commits at once: while the database works on one, the next is put together."""
     for_update: str
@@ -65,6 +67,10 @@ class Transaction(Protocol):
 
     async def apply(self, unit: Unit) -> Committed:
         """Raises the ``Rejection`` of a unit that fails its guards; the transaction itself goes on unharmed."""
+        ...
+
+    async def apply_all(self, units: Sequence[Unit]) -> list[Committed]:
+        """As ``apply``, in one go: all of them, or none. No two of them share a key."""
         ...
 
     async def now(self) -> int:
@@ -207,6 +213,10 @@ class Store(Protocol):
         Never waits for a lock longer than 50 ms; with ``patient`` a busy unit is waited for up to the lease.
         Raises ``StoreUnavailable`` if nothing is known to be committed.
         """
+        ...
+
+    def commit_at_once(self, units: Sequence[Unit]) -> list[Committed | Rejection] | None:
+        """The same without waiting for anything; ``None`` if that cannot be, and nothing was done then."""
         ...
 
     def ensure_free(self) -> None:

@@ -23,7 +23,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
 from types import TracebackType
-from typing import Any, TypeVar, TypeVarTuple
+from typing import Any, TypeVar, TypeVarTuple, Unpack
 from weakref import WeakSet
 
 from skald.app import App
@@ -34,7 +34,8 @@ from skald.messaging.transaction import Transaction
 from skald.store import Row
 from skald.unit import Tag
 from skald.workflows.channels import Signal
-from skald.workflows.definition import Existing, Workflow
+from skald.workflows.definition import Workflow
+from skald.workflows.starting import StartOptions, Work, started_by
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -111,20 +112,16 @@ class BlockingService:
 
     def start(
         self,
-        workflow: Workflow[*Ts, Any],
+        workflow: Callable[[Unpack[Ts]], Work[object]],
         *args: *Ts,
-        id: str | None = None,
-        key: str | None = None,
-        delay: float = 0.0,
-        existing: Existing = "return",
+        **options: Unpack[StartOptions],
     ) -> str:
         """Starts a workflow, durably when this returns; returns its id. See ``Workflow.start``."""
         with self._call():
             self._refuse_inside("start")
-            options: Any = {"id": id, "key": key, "delay": delay, "existing": existing}
-            return self._wait(lambda: workflow.start(*args, **options)).id
+            return self._wait(lambda: started_by(workflow).start(*args, **options)).id
 
-    def result(self, workflow: Workflow[*tuple[Any, ...], R], id: str) -> R:
+    def result(self, workflow: Workflow[..., R], id: str) -> R:
         """Waits until a workflow has ended; ``WorkflowFailed`` if that was with an exception."""
         with self._call():
             return self._wait(lambda: workflow.handle(id).result())

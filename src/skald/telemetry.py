@@ -51,6 +51,18 @@ class Parked(Occurrence, frozen=True):
     error: str
 
 
+class ForwardRefused(Occurrence, frozen=True):
+    """A message whose effect has been undone, or was cancelled before it came; or that came once more. ``state`` is
+    that of the effect."""
+
+    service: str
+    handler: str
+    key: str
+    id: str
+    correlation_id: str
+    state: str
+
+
 class LaneStopped(Occurrence, frozen=True):
     service: str
     origin: str
@@ -132,6 +144,17 @@ class WorkflowPaused(Occurrence, frozen=True):
     error: str
 
 
+class SagaNeedsPerson(Occurrence, frozen=True):
+    """A saga can go neither forward nor back before somebody has decided: ``skald sagas show ID`` says what about."""
+
+    service: str
+    saga: str
+    id: str
+    status: str
+    step: str
+    error: str
+
+
 class WorkflowComplaint(Occurrence, frozen=True):
     """What asyncio would have logged: an exception of a task that nobody awaited, mostly."""
 
@@ -142,7 +165,7 @@ class WorkflowComplaint(Occurrence, frozen=True):
 
 
 _listeners: list[Callable[[Occurrence], None]] = []
-_WARN = (Retried, LanesTaken, Recovering, StepRetried, WorkflowPaused, WorkflowComplaint)
+_WARN = (Retried, ForwardRefused, LanesTaken, Recovering, StepRetried, WorkflowPaused, WorkflowComplaint)
 
 
 def listen(listener: Callable[[Occurrence], None]) -> Callable[[], None]:

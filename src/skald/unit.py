@@ -5,8 +5,8 @@ Everything the runtime does is: read an input, decide (pure code), and commit th
 applied inside a transaction that the user's code holds (``Transaction.apply``).
 
 Guards: the expected versions of streams and tags, the fence of the process that writes, the place of a lane's
-cursor, the presence of the deliveries that it resolves, the absence of the workflows that it starts. If any guard fails
-nothing of the unit is written and its outcome is the ``Rejection`` that says which.
+cursor, the presence of the deliveries that it resolves, the versions of its marks, the absence of the workflows that it
+starts. If any guard fails nothing of the unit is written and its outcome is the ``Rejection`` that says which.
 """
 
 from __future__ import annotations
@@ -82,13 +82,40 @@ class Delivery(msgspec.Struct, frozen=True, gc=False):
 
 
 class Resolve(msgspec.Struct, frozen=True, gc=False):
-    """Deletes a delivery; if it is gone (or, with ``owner``, somebody else's) the unit is rejected."""
+    """Deletes a delivery; if it is ``required`` and gone (or, with ``owner``, somebody else's) the unit is rejected."""
 
     group: str
     handler: str
     origin: str
     position: int
     owner: str | None = None
+    required: bool = True
+
+
+class MarkKind(StrEnum):
+    ONCE = "once"  # a fact was handled; the key is its type and the value that names it
+    EFFECT = "effect"  # what a handler that can be compensated did for a key
+    PROCESS = "process"  # the state of a process
+
+
+class Mark(msgspec.Struct, frozen=True, gc=False):
+    """What is remembered of one key, written over exactly the version it was decided on: ``expected`` is that version,
+    ``NEW`` if there is none, and the new one is one more. A unit has at most one mark of a place."""
+
+    kind: MarkKind
+    name: str
+    """Of the handler or the process."""
+    key: str
+    expected: int
+    state: str
+    time: int
+    payload: bytes = b""
+    step: str | None = None
+    correlation_id: str | None = None
+
+    @property
+    def place(self) -> tuple[MarkKind, str, str]:
+        return self.kind, self.name, self.key
 
 
 class WorkflowState(StrEnum):
@@ -111,7 +138,9 @@ class WorkflowStart(msgspec.Struct, frozen=True, gc=False):
 
     ``run`` is its id among all that ever ran, and rises with the time (UUIDv7), so that the rows of a journal stand
     together. Without an ``owner`` somebody takes it from ``wake_at`` on (microseconds since 1970). ``again`` allows an
-    id whose last run has ended, in this unit or before.
+    id whose last run has ended, in this unit or before; letters to the id that were to end, pause or change that run
+    are dropped, unless it is continued. ``style`` is that of a saga. ``correlation`` is that of what it was started
+    because of; without one, it is correlated by its id.
     """
 
     run: str
@@ -125,6 +154,8 @@ class WorkflowStart(msgspec.Struct, frozen=True, gc=False):
     input: bytes
     time: int
     again: bool = False
+    style: str | None = None
+    correlation: str | None = None
 
 
 class EntryKind(IntEnum):
@@ -138,6 +169,14 @@ class EntryKind(IntEnum):
     CHILD_FAILED = 7
     CANCEL = 8
     PATCH = 9
+    STATUS = 10
+    """What has become of a saga; not written while it is in progress, nor for its good end."""
+    CALL_DONE = 11
+    CALL_REJECTED = 12
+    STAGE = 13
+    """Where it stands, in its own words; a replay passes over it."""
+    FORGOTTEN = 14
+    """What failed before a retry. What follows up to the position in its ``digest`` is told if it fits without it."""
 
 
 class JournalEntry(msgspec.Struct, frozen=True, gc=False):
@@ -161,6 +200,8 @@ class WorkflowEnd(msgspec.Struct, frozen=True, gc=False):
     state: WorkflowState
     outcome: bytes
     time: int
+    frees: bool = False
+    """Locks, for which others may wait."""
 
 
 class WorkflowRest(msgspec.Struct, frozen=True, gc=False):
@@ -186,6 +227,16 @@ class LetterKind(IntEnum):
     """The result of a step, written with the step's own rows."""
     PROGRESS = 7
     """Of a step that runs; a later one replaces it."""
+    CALL = 8
+    """Holds the place of the answer to a command, which has its id; nobody reads it."""
+    ANSWER = 9
+    """What it becomes with its reply."""
+    LOCK = 10
+    """Asks for the lock of the key that is its name; nobody reads this one and the next two."""
+    LOCK_WAITS = 11
+    """What it becomes while another saga has the lock."""
+    LOCK_HELD = 12
+    """What it becomes when it is granted. There is one of a name, and it goes with the end of its saga."""
 
 
 class AddressKind(IntEnum):
@@ -207,10 +258,13 @@ class Letter(msgspec.Struct, frozen=True, gc=False):
 
 
 class Reply(msgspec.Struct, frozen=True, gc=False):
-    """The answer to an update, kept in its letter."""
+    """The answer to an update, kept in its letter; or to a call, whose letter its workflow can read from now on. Where
+    there is no such letter, or it has an answer, nothing is written."""
 
     letter: str
     outcome: bytes
+    heard: bool = False
+    """Whoever commits it tells the workflow that waits for it: nobody has to be rung."""
 
 
 class WorkflowWrites(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -226,8 +280,8 @@ class WorkflowWrites(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Unit(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """The writes: ``events`` (facts in no stream), ``appends``, ``messages`` (commands, replies), deliveries, a cursor;
-    what concerns ``workflows``.
+    """The writes: ``events`` (facts in no stream), ``appends``, ``messages`` (commands, replies), deliveries, a cursor,
+    ``marks``; what concerns ``workflows``.
 
     ``deliveries`` are written whole, after the ``resolves``: one that exists already is replaced, and a unit may
     resolve a delivery and write it again.
@@ -241,23 +295,27 @@ class Unit(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     cursor: CursorMove | None = None
     deliveries: tuple[Delivery, ...] = ()
     resolves: tuple[Resolve, ...] = ()
+    marks: tuple[Mark, ...] = ()
     workflows: WorkflowWrites | None = None
 
     @property
     def guarded(self) -> bool:
         """Whether it has any keys."""
         workflows = self.workflows
-        return bool(self.appends or self.tags or self.resolves or self.cursor or (workflows and workflows.starts))
+        return bool(
+            self.appends or self.tags or self.resolves or self.cursor or self.marks or (workflows and workflows.starts)
+        )
 
     def keys(self) -> Sequence[str]:
         """The keys that this unit is guarded by; a group holds one unit per key."""
-        if not (self.appends or self.tags or self.resolves or self.cursor or self.workflows):
+        if not (self.appends or self.tags or self.resolves or self.cursor or self.marks or self.workflows):
             return ()
         keys = [f"stream:{append.stream}" for append in self.appends]
         keys += [f"tag:{tag.tag}" for tag in self.tags]
         if self.cursor is not None:
             keys.append(f"cursor:{self.cursor.group}:{self.cursor.origin}:{self.cursor.lane}")
         keys += [f"delivery:{r.group}:{r.handler}:{r.origin}:{r.position}" for r in self.resolves]
+        keys += [mark_key(mark) for mark in self.marks]
         if self.workflows is not None:
             keys += [f"workflow:{start.id}" for start in self.workflows.starts]
             keys += [f"workflow key:{start.key}" for start in self.workflows.starts if start.key is not None]
@@ -272,9 +330,21 @@ class Committed(msgspec.Struct, frozen=True, gc=False):
     """The version of each append's stream after it."""
 
 
+_UNHEARD = (LetterKind.STEP, LetterKind.CALL)
+
+
 def calls_somebody(unit: Unit) -> bool:
     """Whether a process that runs workflows may have to do something now."""
     writes = unit.workflows
     if writes is None:
         return False
-    return bool(writes.letters or writes.replies) or any(start.owner is None for start in writes.starts)
+    # What a step has written its own process knows, and the place of an answer is no answer.
+    if any(letter.kind not in _UNHEARD for letter in writes.letters):
+        return True
+    if any(not reply.heard for reply in writes.replies):
+        return True
+    return any(start.owner is None for start in writes.starts) or any(end.frees for end in writes.ends)
+
+
+def mark_key(mark: Mark) -> str:
+    return f"mark:{mark.kind.value}:{mark.name}:{mark.key}"

@@ -84,7 +84,7 @@ def test_the_ledger_balances_in_a_long_path_with_spaces(tmp_path: Path) -> None:
     deep = tmp_path / "a folder with spaces" / ("x" * max(1, 150 - len(str(tmp_path)) - 22))
     deep.mkdir(parents=True)
     first = run(deep, "--orders", "25", "--seed", "3", "--json")
-    second = run(deep, "--orders", "20", "--json")
+    second = run(deep, "--style", "orchestration", "--orders", "20", "--json")
 
     assert first.returncode == 0, first.stderr
     found = json.loads(first.stdout)
@@ -153,7 +153,7 @@ def test_a_folder_that_is_not_its_own_is_left_alone(tmp_path: Path) -> None:
 async def test_books_that_do_not_balance_are_said_so_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def perform(stage: Stage) -> Result:
         finding = Finding("no order is pending", False, "1: abc")
-        zero = dict.fromkeys(("charged", "refunded", "kept", "received", "available", "reserved", "shipped"), 0)
+        zero = dict.fromkeys(("charged", "refunded", "kept", "open", "received", "available", "reserved", "shipped"), 0)
         found = Audit((finding,), {"PENDING": 1}, zero, zero, {"sent": 0, "doubled": 0}, (), ())
         return Result(found, 1.0, [0.1], [], 0, 0, 0)
 
@@ -166,10 +166,16 @@ async def test_books_that_do_not_balance_are_said_so_last(tmp_path: Path, monkey
     assert out.getvalue().splitlines()[-1] == "The ledger does NOT balance."
 
 
-def test_options_that_do_not_fit_are_refused(capsys: pytest.CaptureFixture[Any]) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "why"), [(["--orders", "-1"], "0 or more"), (["--style", "baroque"], "choose from 'choreography'")]
+)
+def test_options_that_do_not_fit_are_refused(
+    arguments: list[str], why: str, capsys: pytest.CaptureFixture[Any]
+) -> None:
     with pytest.raises(SystemExit) as refusal:
-        demo.options(["--orders", "-1"])
+        demo.options(arguments)
     assert refusal.value.code == 2
+    assert why in capsys.readouterr().err
 
 
 async def test_a_used_store_is_not_emptied_for_anybody(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from skald.errors import Diverged
 from skald.testing.workflows import replay_saved
 from skald.unit import EntryKind
 from skald.workflows import saved
-from tests.golden.workflows import FOLDER, PLAYS, SERVICE, play
+from tests.golden.workflows import FOLDER, PLAYS, SERVICES, play
 
 FILES = sorted(FOLDER.glob("*.json"))
 
@@ -25,7 +25,7 @@ def test_there_are_histories_of_every_kind_of_entry() -> None:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 async def test_a_golden_history_is_replayed(file: Path) -> None:
-    await replay_saved(file, SERVICE)
+    await replay_saved(file, *SERVICES)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
@@ -36,7 +36,7 @@ async def test_a_history_that_was_changed_is_refused(file: Path, tmp_path: Path)
     result["name"] = "other"
     (tmp_path / file.name).write_bytes(msgspec.json.encode(history))
     with pytest.raises(Diverged, match=f"at position {result['position']} .* the end of other#"):
-        await replay_saved(tmp_path / file.name, SERVICE)
+        await replay_saved(tmp_path / file.name, *SERVICES)
 
 
 @pytest.mark.parametrize("name", PLAYS)

@@ -19,6 +19,7 @@ from skald import NEVER, Service, step, workflow, workflows
 from skald.errors import StepFailed, WorkflowFailed
 from skald.testing.workflows import Lab, laboratory
 from skald.workflows import saved
+from tests.golden import calls, sagas
 
 FOLDER = Path(__file__).parent
 
@@ -133,6 +134,49 @@ async def patched(item: Item) -> str:
     return f"{drawn}"
 
 
+@workflow
+async def staged(item: Item) -> str:
+    workflows.stage("packing")
+    first = await act(item)
+    workflows.stage("packed")
+    return (await act(first)).name
+
+
+broken = False
+
+
+@step(retry=NEVER)
+async def act_if_mended(item: Item) -> str:
+    if broken:
+        raise OSError("broken")
+    return f"{item.name} mended"
+
+
+@workflow
+async def retried(item: Item) -> list[str]:
+    await act(item)
+
+    async def careful() -> str:
+        try:
+            return await act_if_mended(item)
+        except StepFailed:
+            await act(Item("clean up"))
+            raise
+
+    found = await asyncio.gather(careful(), delayed(item, 1), return_exceptions=True)
+    if isinstance(found[0], BaseException):
+        raise found[0]
+    return [str(one) for one in found]
+
+
+async def _retry(lab: Lab, name: str) -> None:
+    global broken
+    await lab.advance(timedelta(days=2))
+    broken = False
+    await retried.handle(name).retry()
+    await _finish(lab, name)
+
+
 async def _finish(lab: Lab, name: str) -> None:
     found = next(one for one in SERVICE.workflows if one.name == name)
     await lab.result(found.handle(name))
@@ -157,7 +201,24 @@ async def _cancel(lab: Lab, name: str) -> None:
     raise AssertionError("it was not cancelled")
 
 
-SERVICE = Service("golden", workflows=[steps, timers, talking, child, family, cancelled, patched])
+SERVICE = Service(
+    "golden",
+    workflows=[
+        steps,
+        timers,
+        talking,
+        child,
+        family,
+        cancelled,
+        patched,
+        staged,
+        retried,
+        *sagas.SAGAS,
+        *calls.WORKFLOWS,
+    ],
+    calls=calls.CALLS,
+)
+SERVICES = SERVICE, calls.STOCK
 PLAYS: dict[str, Callable[[Lab, str], Awaitable[None]]] = {
     "steps": _finish,
     "timers": _finish,
@@ -165,13 +226,24 @@ PLAYS: dict[str, Callable[[Lab, str], Awaitable[None]]] = {
     "family": _finish,
     "cancelled": _cancel,
     "patched": _finish,
+    "staged": _finish,
+    "retried": _retry,
+    "stay": sagas.finish,
+    "stay_compensated": sagas.finish,
+    "stay_resolved": sagas.resolve,
+    "stay_locked": sagas.wait,
+    "calling": calls.finish,
+    "calling_back": calls.finish,
 }
 
 
 async def play(name: str) -> saved.History:
     found = next(one for one in SERVICE.workflows if one.name == name)
-    async with laboratory(SERVICE) as lab:
-        await found.start(Item("tea"), id=name)
+    global broken
+    broken, sagas.broken = name == "retried", name == "stay_resolved"
+    async with laboratory(*SERVICES) as lab:
+        given = "tea" if found in calls.WORKFLOWS else sagas.Room("tea") if found in sagas.SAGAS else Item("tea")
+        await found.start(given, id=name)
         await lab.advance(timedelta(seconds=1))
         await PLAYS[name](lab, name)
         return await lab.history(name)

@@ -42,7 +42,7 @@ def _more_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.simulation.stage.PATIENCE", 60.0)
 
 
-OF_WORKFLOWS = ("workflow.", "workflows.", "step.")
+OF_WORKFLOWS = ("workflow.", "workflows.", "step.", "locks.")
 """Places of the engine for workflows, which has crash tests of its own (tests/simulation)."""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from uuid import uuid4
 
 import asyncpg
@@ -104,6 +104,12 @@ class NaiveLog(PostgresLog):
 
     async def _raise_mark(self) -> None:
         self._mark = 1 << 62
+
+    async def _read_anew(
+        self, position: int, limit: int, types: Collection[str] | None, upto: int | None
+    ) -> list[Record]:
+        await self._raise_mark()
+        return await self._read(position, limit, types, upto)
 
     def _is_current(self) -> bool:
         return True

@@ -136,13 +136,19 @@ def test_a_bad_message_raises_at_the_caller(baskets: BlockingService) -> None:
 def test_many_threads_share_their_commits(baskets: BlockingService, monkeypatch: pytest.MonkeyPatch) -> None:
     groups: list[int] = []
     store = baskets._service.store
-    commit = store.commit
+    commit, at_once = store.commit, store.commit_at_once
 
     async def counted(units: Any, **options: Any) -> Any:
         groups.append(len(units))
         return await commit(units, **options)
 
+    def counted_at_once(units: Any) -> Any:
+        if (outcomes := at_once(units)) is not None:
+            groups.append(len(units))
+        return outcomes
+
     monkeypatch.setattr(store, "commit", counted)
+    monkeypatch.setattr(store, "commit_at_once", counted_at_once)
     begin = threading.Barrier(16)
 
     def publish(n: int) -> None:

@@ -8,10 +8,18 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from skald import App, RuntimeSettings, Service, step, workflow, workflows
-from skald.errors import Diverged, WorkflowBusy, WorkflowFailed, WorkflowUnknown
+from skald.errors import (
+    ConfigurationError,
+    Diverged,
+    WorkflowBusy,
+    WorkflowFailed,
+    WorkflowMismatch,
+    WorkflowUnknown,
+)
 from skald.testing.workflows import laboratory
 from skald.workflows import journal
 from skald.workflows.executor import ExecutorSettings
@@ -252,3 +260,149 @@ async def test_a_payload_over_the_limit_is_refused_by_name(url: str) -> None:
             await large.start("x" * (1 << 20))
         with pytest.raises(WorkflowFailed, match="the result of grow"):
             await large.run("x" * (1 << 19))
+
+
+@workflow
+async def waiting(number: int) -> int:
+    await go.receive()
+    return 2 * number
+
+
+async def test_more_than_memory_is_meant_for_do_not_stay_in_it(url: str) -> None:
+    """Those that wait leave it, the oldest first, although they may be idle for long; each gets what it waits for."""
+    async with playing(url, waiting, max_taken=20) as service:
+        await asyncio.gather(*(waiting.start(n, id=str(n)) for n in range(100)))
+
+        async def left() -> None:
+            await waiting.start(-1)  # a start is what makes room
+            owned = "SELECT id FROM skald_workflows WHERE owner IS NOT NULL AND length(id) < 3"
+            assert len(await service.fetch(owned)) <= 20
+
+        await eventually(left)
+        for n in range(100):
+            await service.signal(go, "on", id=str(n))
+        async with asyncio.timeout(30):
+            found = await asyncio.gather(*(waiting.handle(str(n)).result() for n in range(100)))
+        assert found == [2 * n for n in range(100)]
+
+
+# --- parameters with defaults -----------------------------------------------------------------------------------------
+
+
+@workflow(name="order")
+async def order(id: str, express: bool = False) -> str:
+    await go.receive()
+    return f"{id} {express}"
+
+
+@workflow(name="order")
+async def faster_order(id: str, express: bool = True, note: str = "none") -> str:
+    await go.receive()
+    return f"{id} {express} {note}"
+
+
+@workflow
+async def customer(id: str, rounds: int = 1) -> str:
+    first = await order.run(id, id=f"{id}.child")
+    if rounds:
+        workflows.continue_as_new(id, rounds - 1)
+    return first
+
+
+@workflow(name="customer")
+async def other_customer(id: str, rounds: int = 1) -> str:
+    return await faster_order.run(id, id=f"{id}.child")
+
+
+@step
+async def arrive(id: str) -> None:
+    done.append(id)
+
+
+@workflow
+async def patient(id: str, rounds: int = 1) -> str:
+    if rounds:
+        workflows.continue_as_new(id, rounds - 1)
+    await arrive(id)
+    return await go.receive()
+
+
+async def stored(service: Service, id: str) -> Any:
+    rows = await service.fetch("SELECT input FROM skald_workflows WHERE id = :id ORDER BY started_at", id=id)
+    return [msgspec.json.decode(row["input"]) for row in rows]
+
+
+async def test_a_default_is_that_of_the_start_whatever_the_code_says_later(url: str) -> None:
+    async with playing(url, order) as jobs:
+        await order.start("o-1", id="o-1")
+        await order.start("o-2", delay=0.001, id="o-2")
+        async with jobs.transaction() as tx:
+            await tx.start(order, "o-3", id="o-3")
+            with pytest.raises(ConfigurationError, match=r"test_workflow_changes\.py:\d+: .* is no workflow"):
+                await tx.start(stored, jobs, "o-3")
+        for id in ("o-1", "o-2", "o-3"):
+            assert await stored(jobs, id) == [{"id": id, "express": False}]
+    async with playing(url, faster_order) as jobs:
+        for id in ("o-1", "o-2", "o-3"):
+            await jobs.signal(go, "", id=id)
+            assert await faster_order.handle(id).result() == f"{id} False none"
+
+
+async def test_the_same_start_by_code_with_a_further_parameter_is_the_same_workflow(url: str) -> None:
+    async with playing(url, order):
+        await order.start("o-1", id="o-1")
+        await order.start("o-1", False, id="o-1")
+    async with playing(url, faster_order) as jobs:
+        for ended in (False, True):
+            await faster_order.start("o-1", False, id="o-1")
+            with pytest.raises(WorkflowMismatch, match="other arguments"):
+                await faster_order.start("o-1", False, "urgent", id="o-1")
+            with pytest.raises(WorkflowMismatch, match="other arguments"):
+                await faster_order.start("o-1", id="o-1")  # which is another order today
+            if not ended:
+                await jobs.signal(go, "", id="o-1")
+            assert await faster_order.handle("o-1").result() == "o-1 False none"
+
+
+async def test_a_caller_that_waits_for_a_child_goes_on_when_the_defaults_of_the_child_have_changed(url: str) -> None:
+    async with playing(url, customer, order) as jobs:
+        await customer.start("c-1", id="c-1")
+        await state(jobs, "c-1.child", "running")
+        assert await stored(jobs, "c-1.child") == [{"id": "c-1", "express": False}]
+    async with playing(url, other_customer, faster_order) as jobs:
+        await jobs.signal(go, "", id="c-1.child")
+        assert await other_customer.handle("c-1").result() == "c-1 False none"
+
+
+async def test_what_is_continued_has_its_defaults_too(url: str) -> None:
+    async with playing(url, customer, order) as jobs:
+        await customer.start("c-1", id="c-1")
+        await jobs.signal(go, "", id="c-1.child")
+        await state(jobs, "c-1.child", "completed")
+
+        async def check() -> None:
+            assert await stored(jobs, "c-1") == [{"id": "c-1", "rounds": 1}, {"id": "c-1", "rounds": 0}]
+
+        await eventually(check)
+        await customer.start("c-1", id="c-1")  # by its first run
+
+
+async def test_a_run_that_goes_on_was_started_as_its_first_one(url: str) -> None:
+    async with playing(url, patient) as jobs:
+        await patient.start("c-1", id="c-1")
+
+        async def goes_on() -> None:
+            assert "c-1" in done
+
+        await eventually(goes_on)
+        handle = await patient.start("c-1", id="c-1")
+        with pytest.raises(WorkflowMismatch, match="with other arguments"):
+            await patient.start("c-2", id="c-1")
+        await jobs.signal(go, "there", id="c-1")
+        assert await handle.result() == "there"
+
+
+async def test_what_is_no_option_of_a_start_is_refused_at_its_line(url: str) -> None:
+    async with playing(url, order):
+        with pytest.raises(ConfigurationError, match=r"changes\.py:\d+: there is no option 'express'.*by position"):
+            await order.start("o-1", express=True)  # type: ignore[call-overload]

@@ -14,8 +14,11 @@ import pytest
 
 from skald import NEVER, App, Backoff, Event, Retry, Service, Transaction, step, workflow
 from skald.errors import ConfigurationError, StepFailed, StoreUnavailable, WorkflowError
+from skald.message import child_traceparent
 from skald.messaging.transaction import user_transaction
+from skald.runtime.committer import Committer
 from skald.telemetry import StepRetried
+from skald.unit import Committed, LetterKind, Unit
 from skald.workflows import NOT_DONE, NotDone, attempt, blocking_transaction, transaction
 from skald.workflows.definition import Workflow
 from tests.simulation.stage import eventually, occurrences
@@ -66,7 +69,7 @@ def _new_world() -> None:
 
 
 @asynccontextmanager
-async def playing(folder: Path, *workflows: Workflow[*tuple[Any, ...], Any]) -> AsyncIterator[Service]:
+async def playing(folder: Path, *workflows: Workflow[..., Any]) -> AsyncIterator[Service]:
     orders = Service("orders", workflows=workflows, publishes=[Paid])
     app = App(orders, store=f"sqlite:{folder}")
     await app.migrate()
@@ -84,14 +87,14 @@ async def letters(service: Service) -> list[str]:
     return [row["id"] for row in await service.fetch("SELECT id FROM skald_letters")]
 
 
-async def failure_of(flow: Workflow[*tuple[Any, ...], str], id: str = "one") -> StepFailed:
+async def failure_of(flow: Workflow[..., str], id: str = "one") -> StepFailed:
     """Of a workflow that returns the text of its step's failure."""
     said = await flow.run(id=id)
     assert said.startswith("failed: "), said
     return StepFailed("step", *said.removeprefix("failed: ").split(": ", 1))
 
 
-def flow_of(one: Callable[[], Any], **options: Any) -> Workflow[*tuple[Any, ...], str]:
+def flow_of(one: Callable[[], Any], **options: Any) -> Workflow[..., str]:
     """A workflow of one step; its failure becomes its result."""
     called = step(name="one", **options)(one)
 
@@ -271,8 +274,16 @@ async def test_the_next_process_sees_the_progress(tmp_path: Path) -> None:
     assert world.calls == [None, {"rows": 7}]
 
 
-async def test_progress_is_written_once_a_second_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened = counted(monkeypatch)
+async def test_progress_is_written_once_a_second_at_most_and_shares_commits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, units, submit = counted(monkeypatch), list[Unit](), Committer.submit
+
+    def counting(committer: Committer, unit: Unit) -> asyncio.Future[Committed]:
+        units.append(unit)
+        return submit(committer, unit)
+
+    monkeypatch.setattr(Committer, "submit", counting)
 
     async def working() -> str:
         for n in range(20):
@@ -285,7 +296,10 @@ async def test_progress_is_written_once_a_second_at_most(tmp_path: Path, monkeyp
         before = len(opened)
         assert await flow.run() == "done"
         assert await letters(orders) == []
-        assert len(opened) - before <= 1
+        [(fence, letter)] = [(one.fence, two) for one in units if one.workflows for two in one.workflows.letters]
+        assert (letter.kind, letter.payload) == (LetterKind.PROGRESS, b"0")
+        assert fence is not None, "a process that was replaced writes nothing"
+        assert len(opened) == before, "a transaction of its own"
 
 
 async def test_the_progress_of_a_step_that_was_given_up_is_forgotten(tmp_path: Path) -> None:
@@ -421,6 +435,17 @@ async def test_rows_messages_and_the_result_commit_together_and_a_failing_attemp
         assert (await failure_of(flow, "two")).type == "OSError"
         assert await payments(orders) == ["attempt 3"]
         assert await letters(orders) == []
+
+
+async def test_what_a_transaction_publishes_belongs_to_its_workflow(tmp_path: Path) -> None:
+    flow = flow_of(pay, transactional=True)
+    async with playing(tmp_path, flow) as orders:
+        handle = await flow.start(id="one")
+        await handle.result()
+        [paid] = await orders.store.log.read(0, 10)
+        [row] = await orders.fetch("SELECT run FROM skald_workflows")
+        assert (paid.correlation_id, paid.causation_id) == ("one", row["run"])
+        assert paid.traceparent == child_traceparent(None, "one", paid.id)
 
 
 async def test_a_sync_step_has_a_transaction_too(tmp_path: Path) -> None:
@@ -601,7 +626,7 @@ async def test_at_most_once_has_an_unknown_outcome_after_a_crash(tmp_path: Path)
     assert world.calls == [1]
 
 
-async def interrupted(folder: Path, flow: Workflow[*tuple[Any, ...], str]) -> None:
+async def interrupted(folder: Path, flow: Workflow[..., str]) -> None:
     """The workflow "one" in a process that ends in the midst of its step."""
     world.answers.insert(0, "hang")
     async with playing(folder, flow):
@@ -757,7 +782,7 @@ def other(n: int) -> None: ...
         ({"lookup": other}, "lookup= takes the parameters of the step"),
         ({"timeot": 3}, "no option 'timeot'; it has: name, retry, .*lookup"),
     ],
-    ids=str,
+    ids=lambda value: "+".join(value) if isinstance(value, dict) else "",
 )
 def test_what_contradicts_itself_is_refused_at_its_line(options: dict[str, Any], text: str) -> None:
     with pytest.raises(ConfigurationError, match=rf"test_workflow_steps\.py:\d+: meet: .*{text}"):

@@ -605,7 +605,7 @@ async def test_synchronous_code_starts_and_talks_too(url: str) -> None:
 async def impatient(order: str) -> str:
     """A child that is given up by a timer."""
     try:
-        async with asyncio.timeout(0.05):
+        async with asyncio.timeout(0.5):  # by then it has been started, also on a busy machine
             await child.run(f"{order} kid", True, id=f"{order}/kid")
     except TimeoutError:
         return "gave up"
@@ -689,9 +689,17 @@ async def _continue() -> None:
     workflows.continue_as_new("other")
 
 
+@workflow
+async def handing_over(order: str, wait: bool) -> str:
+    if wait:
+        await note(order)
+    child.child(f"{order} kept", True, id=f"{order}/kept", detached=True)
+    return "done"
+
+
 MORE = (
     impatient, patching_later, patching_first, squares, failing_once, twice, leaving, for_ever, nosy, later_child,
-    continuing_elsewhere,
+    continuing_elsewhere, handing_over,
 )  # fmt: skip
 
 
@@ -815,3 +823,12 @@ async def test_enough_is_not_what_is_left_over(url: str) -> None:
 async def test_only_the_workflow_itself_continues_as_new(url: str) -> None:
     async with playing(url):
         assert "for the workflow itself" in await asyncio.wait_for(continuing_elsewhere.run("o-1"), 30)
+
+
+@pytest.mark.parametrize("wait", [False, True])
+async def test_a_detached_child_that_was_called_last_is_started(url: str, wait: bool) -> None:
+    async with playing(url):
+        assert await handing_over.run("o-1", wait) == "done"
+        kept = child.handle("o-1/kept")
+        await kept.signal(approval, Approval("ann"))
+        assert await asyncio.wait_for(kept.result(), 30) == "O-1 KEPT"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -21,8 +22,9 @@ from skald.errors import (
     WorkflowUnknown,
 )
 from skald.workflows import context
-from skald.workflows.definition import Options
-from skald.workflows.executor import ExecutorSettings
+from skald.workflows.client import outside
+from skald.workflows.executor import Executor, ExecutorSettings
+from skald.workflows.starting import Options
 
 
 class Order(msgspec.Struct, frozen=True):
@@ -241,6 +243,42 @@ async def test_a_process_that_stops_hands_its_workflows_over(tmp_path: Path) -> 
     async with playing(tmp_path) as orders:
         [row] = await orders.fetch("SELECT state, owner FROM skald_workflows WHERE id = 'long'")
         assert row["state"] == "running"
+
+
+async def test_one_whose_step_was_cut_off_by_the_stop_is_not_taken_for_idle(tmp_path: Path) -> None:
+    """It has nothing to do then, and nobody would wake it."""
+    begun, waits = asyncio.Event(), True
+
+    @step
+    async def work(name: str) -> str:
+        begun.set()
+        if waits:
+            await asyncio.Event().wait()
+        return name
+
+    @workflow
+    async def working(name: str) -> str:
+        return await work(name)
+
+    works = Service("works", workflows=[working])
+    app = App(works, store=f"sqlite:{tmp_path}")
+    await app.migrate()
+    async with app.run():
+        await working.start("a", id="a")
+        await begun.wait()
+        executor = works.connection.workflows.local
+        assert isinstance(executor, Executor)
+        turner, quiet = executor.turner, executor.turner.recorder.quiet
+
+        async def looked() -> None:
+            """A look around that had begun comes to its end."""
+            await outside(partial(turner.evict, 0.0))
+            await quiet()
+
+        turner.recorder.quiet = looked  # type: ignore[method-assign]
+    waits = False
+    async with app.run():
+        assert await asyncio.wait_for(working.handle("a").result(), 30) == "a"
 
 
 async def _nothing() -> None: ...

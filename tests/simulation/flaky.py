@@ -34,6 +34,13 @@ class Flaky:
         self._roll("after a commit")
         return outcomes
 
+    def commit_at_once(self, units: Sequence[Unit]) -> list[Committed | Rejection] | None:
+        self._roll("before a commit")
+        outcomes = self._store.commit_at_once(units)
+        if outcomes is not None:
+            self._roll("after a commit")
+        return outcomes
+
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Transaction]:
         self._roll("before a transaction")

@@ -23,8 +23,8 @@ from skald import App, Retry, RuntimeSettings, Service, step, workflow, workflow
 from skald.errors import StepFailed, WorkflowFailed
 from skald.messaging.consumer import ConsumerSettings
 from skald.workflows.executor import ExecutorSettings
+from tests.simulation.crew import LEASE, RUNNING
 
-LEASE = 1.0
 MIGRATIONS = Path(__file__).parent / "sql"
 
 
@@ -206,6 +206,7 @@ async def work(url: str) -> None:
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     async with application(url).run() as running:
+        print(RUNNING, flush=True)
         lost = asyncio.create_task(running[0].lost.wait())
         await asyncio.wait([lost, asyncio.create_task(stop.wait())], return_when=asyncio.FIRST_COMPLETED)
 

@@ -8,10 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
-import signal
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -20,10 +16,9 @@ import msgspec
 import pytest
 
 from skald import Service
-from skald.testing.failpoints import kill_at
 from tests.simulation import random_workflows
-from tests.simulation.random_workflows import LEASE, application, expected, play, program, ready, signals
-from tests.simulation.workers import ROOT
+from tests.simulation.crew import Crew
+from tests.simulation.random_workflows import application, expected, play, program, ready, signals
 
 CHOSEN = os.environ.get("SKALD_SEED")
 SAMPLE = [(int(CHOSEN), 40)] if CHOSEN else [(1, 40)]
@@ -44,88 +39,14 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return f"sqlite:{tmp_path / 'data'}"
 
 
-class Crew:
-    """Two workers, or what is left of them."""
-
-    def __init__(self, url: str, folder: Path, seed: int) -> None:
-        self._url, self._folder, self.rng = url, folder, random.Random(f"fate {seed}")
-        self._workers: list[subprocess.Popen[bytes]] = []
-        self._stopped: set[int] = set()
-        self._started = 0
-        self.deaths = 0
-        self._blow = asyncio.Event()
-
-    def start(self, *, armed: bool = True) -> None:
-        self._started += 1
-        with (self._folder / f"worker-{self._started}.log").open("wb") as log:
-            command = [sys.executable, "-m", random_workflows.__name__, self._url, str(self._folder / "ledger")]
-            failpoint = {}
-            if armed and self.rng.random() < 0.5:
-                self.deaths += 1
-                failpoint = kill_at(self.rng.choice(PLACES), self.rng.randint(1, 30))
-            process = subprocess.Popen(command, cwd=ROOT, stderr=log, stdout=log, env={**os.environ, **failpoint})
-            self._workers.append(process)
-
-    def refill(self) -> None:
-        """Starts others for those that have ended; one that was not killed may have lost its lease while stopped."""
-        for worker in [worker for worker in self._workers if worker.poll() is not None]:
-            self._workers.remove(worker)
-            self._stopped.discard(worker.pid)
-        while len(self._workers) < 2:
-            self.start()
-
-    async def trouble(self) -> None:
-        """For ever."""
-        while True:
-            await asyncio.sleep(self.rng.uniform(0.2, 1.5))  # sleep: between two blows
-            self.refill()
-            self._blow, blow = asyncio.Event(), self._blow
-            blow.set()
-            worker = self.rng.choice(self._workers)
-            match self.rng.choice(["kill", "kill", "kill", "end", "stop"]):
-                case "kill":
-                    self.deaths += 1
-                    worker.kill()
-                case "end":
-                    worker.terminate()
-                case "stop" if worker.pid not in self._stopped:
-                    self._stopped.add(worker.pid)
-                    worker.send_signal(signal.SIGSTOP)
-                    await asyncio.sleep(LEASE * self.rng.uniform(0.5, 2.0))  # sleep: it is a zombie now, or nearly
-                    worker.send_signal(signal.SIGCONT)
-                    self._stopped.discard(worker.pid)
-            self.refill()
-
-    def kill_one(self) -> None:
-        self.deaths += 1
-        self.rng.choice(self._workers).kill()
-
-    def stop_one(self) -> subprocess.Popen[bytes]:
-        """Stopped, and not ended: for its successors a silent process."""
-        worker = self.rng.choice(self._workers)
-        worker.send_signal(signal.SIGSTOP)
-        return worker
-
-    async def after(self, blows: int) -> None:
-        """Returns when so many more blows have come."""
-        for _ in range(blows):
-            await self._blow.wait()
-
-    def end(self) -> None:
-        for worker in self._workers:
-            worker.kill()
-        for worker in self._workers:
-            worker.wait()
-
-    def logs(self) -> str:
-        found = [path.read_text(errors="replace")[-1500:] for path in sorted(self._folder.glob("worker-*.log"))]
-        return "\n".join(text for text in found if "Traceback" in text or "ERROR" in text)
+def crew_of(url: str, folder: Path, seed: int) -> Crew:
+    return Crew(random_workflows.__name__, PLACES, url, folder, seed)
 
 
 async def run(url: str, folder: Path, seed: int, count: int) -> None:
     app = application(url)
     await app.migrate()
-    crew = Crew(url, folder, seed)
+    crew = crew_of(url, folder, seed)
     programs = [program(seed * 100_000 + n) for n in range(count)]
     sent = [[crew.rng.randint(1, 99) for _ in range(signals(p))] for p in programs]
     async with app.connect():

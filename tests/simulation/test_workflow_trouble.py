@@ -20,7 +20,7 @@ from skald.testing.workflows import laboratory
 from tests.postgres_server import PostgresServer
 from tests.simulation.random_workflows import application, expected, play, program, ready, signals
 from tests.simulation.stage import eventually, seed
-from tests.simulation.test_random_workflows import Crew, check
+from tests.simulation.test_random_workflows import check, crew_of
 from tests.simulation.workers import ROOT
 
 woke: list[str] = []
@@ -76,7 +76,7 @@ async def test_a_database_that_goes_away_during_recovery_strands_nothing(tmp_pat
     with PostgresServer() as server:
         app = application(server.url)
         await app.migrate()
-        crew = Crew(server.url, tmp_path, 1)
+        crew = crew_of(server.url, tmp_path, 1)
         programs = [program(7_000_000 + n) for n in range(30)]
         sent = [[chance.randint(1, 99) for _ in range(signals(p))] for p in programs]
         async with app.connect():
@@ -118,7 +118,7 @@ async def test_a_stopped_process_is_refused_when_it_comes_back(tmp_path: Path, p
     writes to a SQLite file keeps everybody out until it goes on.)"""
     app = application(postgres_url)
     await app.migrate()
-    crew = Crew(postgres_url, tmp_path, 2)
+    crew = crew_of(postgres_url, tmp_path, 2)
     programs = [program(8_000_000 + n) for n in range(30)]
     sent = [[5 for _ in range(signals(p))] for p in programs]
     async with app.connect():

@@ -51,14 +51,14 @@ class Worker:
 
 
 class Workers:
-    def __init__(self, folder: Path, url: str, options: Options) -> None:
-        self._folder, self._url, self._options = folder, url, options
+    def __init__(self, folder: Path, url: str, options: Options, app: str) -> None:
+        self._folder, self._url, self._options, self._app = folder, url, options, app
         self.all: list[Worker] = []
 
     def start(self, *services: str, environment: Mapping[str, str] | None = None) -> Worker:
         self._folder.mkdir(exist_ok=True)
         log = self._folder / f"{len(self.all)}-{'-'.join(services)}.log"
-        command = [sys.executable, "-m", "skald", "run", "tests.simulation.pipeline:app"]
+        command = [sys.executable, "-m", "skald", "run", self._app]
         for service in services:
             command += ["--service", service]
         variables = {
@@ -89,8 +89,8 @@ class Workers:
 
 
 @contextmanager
-def workers(folder: Path, url: str, options: Options) -> Iterator[Workers]:
-    started = Workers(folder / "logs", url, options)
+def workers(folder: Path, url: str, options: Options, app: str = "tests.simulation.pipeline:app") -> Iterator[Workers]:
+    started = Workers(folder / "logs", url, options, app)
     try:
         yield started
     finally:

@@ -6,6 +6,8 @@ import asyncio
 from typing import assert_type
 
 from skald import Backoff, Handle, Retry, Service, Transaction, step, workflow, workflows
+from skald.messaging.blocking import BlockingTransaction
+from skald.sync import BlockingService
 from skald.workflows import NotDone, Query, Signal, Update
 
 
@@ -66,7 +68,7 @@ async def talking(n: int) -> int:
     assert_type(await flow.child(1, "a", detached=True).result(), dict[str, int])
     mapped = await workflows.map([1, 2], with_options, max_concurrency=2)
     assert_type(mapped.results, dict[int, str])
-    await flow.run("1", "a")  # type: ignore[arg-type]
+    await flow.run("1", "a")  # type: ignore[call-overload]
     await workflows.map(["1"], with_options)  # type: ignore[arg-type]
     if workflows.patched("x"):
         workflows.continue_as_new(2)
@@ -95,6 +97,53 @@ async def flow(n: int, text: str) -> dict[str, int]:
 async def bare() -> None: ...
 
 
+@workflow
+async def order(id: str, express: bool = False, *, note: str = "") -> int:
+    assert_type(await order.run("o-1"), int)
+    assert_type(await order.run("o-1", True, id="child"), int)
+    assert_type(await order.child("o-1", detached=True).result(), int)
+    assert_type((await workflows.map(["o-1", "o-2"], order.run)).results, dict[int, int])
+    await order.run()  # type: ignore[call-overload]
+    await order.child("o-1", 2).result()  # type: ignore[call-overload]
+    return 1
+
+
+@workflow
+async def long(a: int, b: int, c: int, d: int, e: int, f: int, g: str = "") -> int:
+    return 1
+
+
+async def defaults() -> None:
+    assert_type(await order.start("o-1"), Handle[int])
+    assert_type(await order.start("o-1", id="x", existing="restart"), Handle[int])
+    assert_type(await order.start("o-1", True, delay=5), Handle[int])
+    assert_type(await order.run("o-1"), int)
+    assert_type(await order("o-1", express=True, note="plain call"), int)
+    await order.start()  # type: ignore[call-overload]
+    await order.start(1)  # type: ignore[call-overload]
+    await order.start("o-1", 1)  # type: ignore[call-overload]
+    await order.start("o-1", True, False)  # type: ignore[call-overload]
+    # What stands after the positions is how it is started: the function's own names may be the same.
+    await order.start("o-1", express=True)  # type: ignore[call-overload]
+    await order("o-1", wrong=True)  # type: ignore[call-arg]
+    # More than five are given all, or as they are for a function without defaults.
+    await long.start(1, 2, 3, 4, 5, 6, "")
+    await long.start(1, 2, 3, 4, 5, 6)  # type: ignore[call-arg]
+    async with service.transaction() as tx:
+        assert_type(await tx.start(order, "o-1", id="x"), str)
+        assert_type(await tx.start(order, "o-1", True), str)
+        await tx.start(order)  # type: ignore[arg-type]
+        await tx.start(order, "o-1", 1)  # type: ignore[arg-type]
+
+
+def blocking(tx: BlockingTransaction, connected: BlockingService) -> None:
+    assert_type(tx.start(order, "o-1", id="x"), str)
+    assert_type(connected.start(order, "o-1", True, key="k"), str)
+    assert_type(connected.result(order, "x"), int)
+    tx.start(order, 1)  # type: ignore[arg-type]
+    connected.start(order, "o-1", True, False)  # type: ignore[arg-type]
+
+
 async def outside() -> None:
     handle = await flow.start(1, "a", id="x")
     assert_type(handle, Handle[dict[str, int]])
@@ -113,11 +162,11 @@ async def outside() -> None:
     await service.signal(approval, "3", key="k")  # type: ignore[misc]
     async with service.transaction() as tx:
         assert_type(await tx.start(flow, 1, "a", id="z"), str)
-        await tx.start(flow, "1", "a")  # type: ignore[misc]
+        await tx.start(flow, "1", "a")  # type: ignore[arg-type]
         await tx.signal(approval, 3, id="z")
-    await flow.run("1", "a")  # type: ignore[arg-type]
-    await flow.run(1)  # type: ignore[call-arg]
-    await flow.start(1, "a", name="x")  # type: ignore[call-arg]
+    await flow.run("1", "a")  # type: ignore[call-overload]
+    await flow.run(1)  # type: ignore[call-overload]
+    await flow.start(1, "a", name="x")  # type: ignore[call-overload]
 
 
 service = Service("typed", workflows=[flow, bare, talking])

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
-from uuid import uuid4
 
-import msgspec
 import pytest
 
 from skald import App
-from skald.cli import main
 from skald.cli.application import load
 from tests.simulation.stage import caught_up, eventually
+from tests.unit.command_line import Run
 
 PROGRAM = """
 from skald import NEVER, App, Command, Event, RuntimeSettings, Service
@@ -52,44 +48,6 @@ async def mail(command: Mail) -> None: ...
 quick = RuntimeSettings(consumer=ConsumerSettings(checkpoint=0.02))
 app = App(orders, payments, store="sqlite:data", settings=quick)
 """
-
-Run = Callable[..., "Ended"]
-
-
-class Ended(msgspec.Struct, frozen=True):
-    status: int
-    out: str
-    err: str
-
-    @property
-    def document(self) -> Any:
-        """There is exactly one."""
-        return msgspec.json.decode(self.out)
-
-
-@pytest.fixture
-def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The application's name, in the current folder."""
-    module = f"shop_{uuid4().hex}"
-    (tmp_path / f"{module}.py").write_text(PROGRAM)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("SKALD_APP", f"{module}:app")
-    monkeypatch.delenv("SKALD_STORE", raising=False)
-    monkeypatch.setattr(sys, "path", ["", *sys.path])
-    yield f"{module}:app"
-    sys.modules.pop(module, None)
-
-
-@pytest.fixture
-def skald(program: str, capfd: pytest.CaptureFixture[str]) -> Run:
-    def run(*arguments: str) -> Ended:
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main(arguments)
-        out, err = capfd.readouterr()
-        return Ended(ended.value.code, out, err)  # type: ignore[arg-type]
-
-    return run
 
 
 @pytest.fixture

@@ -152,6 +152,28 @@ def test_tables_have_lines_on_a_terminal_alone(shop: Shop) -> None:
 # --- signals ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(autouse=True)
+def _ctrl_c_is_heard() -> Iterator[None]:
+    """A shell without jobs begins what it runs in the background with SIGINT ignored, and this suite's children
+    inherit that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_following_in_the_background_leaves_ctrl_c_to_the_others(shop: Shop) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    shop.fill(1)
+    with shop.started("events", "tail", "--follow", "--json") as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        shop.fill(1)
+        assert msgspec.json.decode(process.stdout.readline())["position"] == 2
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == -signal.SIGTERM
+
+
 def test_ctrl_c_ends_following_quietly(shop: Shop) -> None:
     shop.fill(1)
     with shop.started("events", "tail", "--follow", "--json") as process:

@@ -4,30 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
-import msgspec
 import pytest
 
 from skald.app import App
-from skald.cli import main
 from skald.cli.application import load
 from skald.errors import WorkflowFailed
 from tests.simulation.stage import QUICK, eventually
+from tests.unit.command_line import Run
 
 PROGRAM = """
 import msgspec
 from skald import NEVER, App, Service, step, workflow
-from skald.workflows import Signal
+from skald.workflows import Query, Signal, Update
 
 class Order(msgspec.Struct, frozen=True):
     id: str
     total: int = 0
 
 approval = Signal("approval", str)
+status = Query("status", str)
+rename = Update("rename", str, str)
 
 @step
 async def charge(order: Order) -> str:
@@ -40,6 +42,17 @@ async def ship(order: Order) -> str:
 @workflow
 async def deliver(order: Order, note: str = "") -> str:
     print("printed by the workflow")
+
+    @status.answered_by
+    def _() -> str:
+        return f"waits \\x1b[31m with {note!r}"
+
+    @rename.handled_by
+    async def _(new: str) -> str:
+        nonlocal note
+        before, note = note, new
+        return before
+
     await charge(order)
     await approval.receive()
     return await ship(order)
@@ -50,45 +63,6 @@ app = App(orders, mail, store="sqlite:data")
 """
 CHANGED = PROGRAM.replace("await charge(order)", "await ship(order)")
 MISTAKEN = PROGRAM.replace("await approval.receive()", "raise RuntimeError('no' + chr(27))")
-
-Run = Callable[..., "Ended"]
-
-
-class Ended(msgspec.Struct, frozen=True):
-    status: int
-    out: str
-    err: str
-
-    @property
-    def document(self) -> Any:
-        """There is exactly one."""
-        return msgspec.json.decode(self.out)
-
-
-@pytest.fixture
-def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The application's name, in the current folder."""
-    module = f"shop_{uuid4().hex}"
-    (tmp_path / f"{module}.py").write_text(PROGRAM)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("SKALD_APP", f"{module}:app")
-    monkeypatch.delenv("SKALD_STORE", raising=False)
-    monkeypatch.setattr(sys, "path", ["", *sys.path])
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # a changed file of equal size and second is read again
-    yield f"{module}:app"
-    sys.modules.pop(module, None)
-
-
-@pytest.fixture
-def skald(program: str, capfd: pytest.CaptureFixture[str]) -> Run:
-    def run(*arguments: str) -> Ended:
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main(arguments)
-        out, err = capfd.readouterr()
-        return Ended(ended.value.code, out, err)  # type: ignore[arg-type]
-
-    return run
 
 
 @pytest.fixture
@@ -115,6 +89,26 @@ def played(program: str) -> App:
 
 async def _is(service: Any, sql: str, wanted: int) -> bool:
     return bool((await service.fetch(sql))[0]["n"] == wanted)
+
+
+@contextmanager
+def served(app: App) -> Iterator[None]:
+    """Its services run, beside the commands."""
+    ready, enough = threading.Event(), threading.Event()
+
+    async def serve() -> None:
+        async with app.run("orders"):
+            ready.set()
+            await asyncio.to_thread(enough.wait)
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()))
+    thread.start()
+    try:
+        assert ready.wait(30)
+        yield
+    finally:
+        enough.set()
+        thread.join()
 
 
 def edit(program: str, text: str) -> None:
@@ -149,6 +143,12 @@ def edit(program: str, text: str) -> None:
         (["workflows", "signal", "x", "approval", "yes"], 2, "strings have quotes"),
         (["workflows", "signal", "x", "approval", '"yes"'], 1, "no workflow with the id 'x'"),
         (["workflows", "signal", "--key", "k", "approval", '"yes"'], 1, "no open workflow with the key 'k'"),
+        (["workflows", "query", "x"], 2, "give ID NAME"),
+        (["workflows", "query", "x", "status"], 1, "no workflow with the id 'x'"),
+        (["workflows", "update", "x", "rename"], 2, "give ID NAME JSON"),
+        (["workflows", "update", "x", "rename", "new"], 2, "the update: 'new' is no JSON"),
+        (["workflows", "update", "x", "rename", '"new"', "--timeout", "0"], 2, "--timeout 0.0: give a number"),
+        (["workflows", "update", "x", "rename", '"new"'], 1, "no workflow with the id 'x'"),
         *((["workflows", do, "x"], 1, "'x'") for do in ("cancel", "terminate", "pause", "resume", "retry")),
         (["workflows", "resume", "x", "--reason", "r"], 2, "--reason"),
         (["check", "--service", "ordrs"], 2, "did you mean 'orders'?"),
@@ -180,6 +180,8 @@ COMMANDS = [
     ["workflows", "start", "deliver", '{"id": "3"}', "--id", "order:3", "--key", "k", "--delay", "5"],
     ["workflows", "signal", "order:1", "approval", '"yes"'],
     ["workflows", "signal", "--key", "basket", "approval", '"yes"'],
+    ["workflows", "query", "order:1", "status"],
+    ["workflows", "query", "order:2", "status"],
     ["workflows", "cancel", "order:1", "--reason", "late"],
     ["workflows", "terminate", "order:1", "--reason", "late"],
     ["workflows", "pause", "order:1", "--reason", "late"],
@@ -240,6 +242,21 @@ def test_what_nobody_can_take_yet_is_said(skald: Run, played: App) -> None:
     assert (ended.status, ended.err) == (1, "skald: workflow 'order:2' is running, and not failed\n")
 
 
+def test_questions_are_answered_in_json(skald: Run, played: App) -> None:
+    refused = skald("workflows", "update", "order:1", "rename", '"Ann"')
+    assert (refused.status, refused.out) == (1, "")
+    assert refused.err == "skald: no process of orders is running that could answer; nothing was sent\n"
+    with served(played):
+        # Behind what the workflow itself prints, which runs in this process.
+        assert skald("workflows", "update", "order:1", "rename", '"Ann"').out.splitlines()[-1] == '""'
+        found = skald("workflows", "update", "order:1", "rename", '"Bob"', "--json").document
+        assert (found["workflow"], found["answer"]) == ("deliver", "Ann")
+    assert skald("workflows", "query", "order:1", "status").out == "\"waits \\u001b[31m with 'Bob'\"\n"
+    wrong = skald("workflows", "query", "order:1", "stats")
+    assert (wrong.status, wrong.out) == (1, "")
+    assert "answers no query 'stats'; it answers: status" in wrong.err
+
+
 def test_of_a_paused_one_it_is_said_that_it_does_not_listen(skald: Run, played: App) -> None:
     async def pause() -> None:
         async with played.connect("orders"), played.service("orders").transaction() as tx:
@@ -289,7 +306,20 @@ def test_a_replay_prints_each_entry_and_where_it_ends(skald: Run, program: str, 
 
 def test_help_needs_no_application(skald: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SKALD_APP")
-    names = ("list", "show", "start", "signal", "cancel", "terminate", "pause", "resume", "retry", "history")
+    names = [
+        "list",
+        "show",
+        "start",
+        "signal",
+        "query",
+        "update",
+        "cancel",
+        "terminate",
+        "pause",
+        "resume",
+        "retry",
+        "history",
+    ]
     assert all(name in skald("workflows", "--help").out for name in names)
     assert all(name in skald("--help").out for name in ("workflows", "check", "replay"))
     assert "debugger" in skald("replay", "--help").out

@@ -96,6 +96,25 @@ def test_a_cut_never_lets_a_message_overtake_one_of_its_key(choices: list[tuple[
             assert item.handler.transaction is not None or all(i.handler.transaction is None for i in earlier)
 
 
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.lists(st.booleans(), min_size=1, max_size=3)), max_size=8))
+def test_the_handlers_of_a_message_stay_together(messages: list[tuple[str, list[bool]]]) -> None:
+    """The cursor passes a message with the segment that holds its first handler."""
+    left = [
+        Item(record(n, key), handler(f"h{m}", transaction=tx), 0)
+        for n, (key, handlers) in enumerate(messages, start=1)
+        for m, tx in enumerate(handlers)
+    ]
+    while left:
+        size = cut(left)
+        assert size >= 1
+        segment, left = left[:size], left[size:]
+        assert not left or left[0].record.position != segment[-1].record.position
+        for index, item in enumerate(segment):
+            earlier = [i for i in segment[:index] if i.record.key == item.record.key]
+            behind = [i for i in earlier if i.record.position < item.record.position]
+            assert item.handler.transaction is not None or all(i.handler.transaction is None for i in behind)
+
+
 outcomes: st.SearchStrategy[Outcome] = st.one_of(
     st.builds(lambda n: Done((record(n),), (record(n + 1),)), st.integers(1, 9)),
     st.just(WAITING),

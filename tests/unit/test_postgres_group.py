@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from skald.errors import Conflict, Rejection, WorkflowExists, WorkflowKeyTaken
+from skald.errors import Conflict, MarkMoved, Rejection, WorkflowExists, WorkflowKeyTaken
 from skald.message import Record, new_id
 from skald.stores.postgres import units_to_json, wire
-from skald.stores.postgres.columns import ARGUMENTS, WORKFLOWS
+from skald.stores.postgres.columns import ARGUMENTS
 from skald.stores.postgres.group import Group
 from skald.unit import (
     AddressKind,
@@ -15,6 +15,8 @@ from skald.unit import (
     Committed,
     Letter,
     LetterKind,
+    Mark,
+    MarkKind,
     Reply,
     Tag,
     Unit,
@@ -92,8 +94,8 @@ def test_the_parts_of_workflows_are_sections_of_their_own() -> None:
     )
     arguments = group.arguments()
     assert {name[0] for name in arguments} == set("rwsltp")
-    packed, values = wire.values(arguments, of_workflows=True)
-    found = dict(zip(ARGUMENTS | WORKFLOWS, values, strict=True))
+    packed, values = wire.values(arguments, everything=True)
+    found = dict(zip(wire.EVERYTHING, values, strict=True))
     assert packed
     assert found["w_unit"] == "{1,1}"
     assert found["w_wake_at"] == "{5,NULL}"
@@ -114,7 +116,27 @@ def test_a_group_without_workflows_does_not_name_them() -> None:
     assert packed
     assert len(values) == len(ARGUMENTS)
     assert wire.call(True, "{arguments}").count("$") == 3 + len(ARGUMENTS)
-    assert f"${3 + len(ARGUMENTS | WORKFLOWS)}::bytea[]" in wire.call(False, "{workflows}")
+    assert f"${3 + len(wire.EVERYTHING)}::bytea[]" in wire.call(False, "{workflows}")
+
+
+def test_marks_are_a_section_of_their_own() -> None:
+    one, two = (Mark(MarkKind.EFFECT, "h", key, 0, "done", 5, b"{}", None, "c") for key in "ab")
+    group = Group([Unit(), Unit(marks=(one, two))])
+    packed, values = wire.values(group.arguments(), everything=True)
+    found = dict(zip(wire.EVERYTHING, values, strict=True))
+    assert packed
+    assert (found["m_unit"], found["m_key"], found["m_payload"]) == ("{1,1}", "a\x1fb", (b"{}", b"{}"))
+    bad = {**NOTHING, "bad_unit": [1], "bad_code": [8], "bad_key": ["mark:effect:h:b"], "bad_actual": [3]}
+    [_, moved] = group.outcomes(bad)
+    assert isinstance(moved, MarkMoved)
+    assert (moved.kind, moved.name, moved.key) == ("effect", "h", "b")
+
+
+def test_two_marks_of_a_place_are_refused_before_they_are_sent() -> None:
+    mark = Mark(MarkKind.ONCE, "h", "k", 0, "handled", 5)
+    group = Group([Unit(events=(record(),), marks=(mark, mark)), Unit(events=(record(),))])
+    assert isinstance(group.rejected[0], MarkMoved)
+    assert group.arguments()["r_unit"] == (1,)
 
 
 def test_an_id_or_a_key_in_use_rejects_its_unit() -> None:

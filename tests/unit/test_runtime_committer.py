@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextvars import Context
 from itertools import chain
 from types import SimpleNamespace
 from typing import Any
@@ -16,12 +17,13 @@ from skald.unit import Append, Committed, CursorMove, Unit
 
 
 class Script:
-    """A store whose commits wait for ``go`` and then answer what ``answer`` says of each unit."""
+    """A store whose commits wait for ``go`` and then answer what ``answer`` says of each unit; ``at_once`` it commits
+    without a turn of the loop whenever there is nothing to wait for."""
 
     service = "orders"
 
-    def __init__(self, writers: int = 1, exclusive: bool = False) -> None:
-        self.features = SimpleNamespace(writers=writers, exclusive_transactions=exclusive)
+    def __init__(self, writers: int = 1, exclusive: bool = False, at_once: bool = False) -> None:
+        self.features = SimpleNamespace(writers=writers, exclusive_transactions=exclusive, commits_at_once=at_once)
         self.groups: list[list[Unit]] = []
         self.go = asyncio.Event()
         self.go.set()
@@ -33,21 +35,35 @@ class Script:
         pass
 
     async def commit(self, units: Sequence[Unit], *, patient: bool = False) -> list[Committed | Rejection]:
+        keys = self._begin(units)
+        self.running.update(keys)
+        await self.go.wait()
+        self.running.difference_update(keys)
+        return self._end(units)
+
+    def commit_at_once(self, units: Sequence[Unit]) -> list[Committed | Rejection] | None:
+        if not self.go.is_set():
+            return None
+        self._begin(units)
+        return self._end(units)
+
+    def _begin(self, units: Sequence[Unit]) -> list[str]:
         self.groups.append(list(units))
         keys = list(chain.from_iterable(map(Unit.keys, units)))
         assert len(keys) == len(set(keys)), "a group holds one unit per key"
         assert self.running.isdisjoint(keys), "two groups in flight hold the same key"
-        self.running.update(keys)
-        await self.go.wait()
-        self.running.difference_update(keys)
+        return keys
+
+    def _end(self, units: Sequence[Unit]) -> list[Committed | Rejection]:
         if self.failing is not None:
             raise self.failing
         return [self.answer(unit) for unit in units]
 
 
-@pytest.fixture(params=[1, 2, 3])
+@pytest.fixture(params=[(1, False), (1, True), (2, False), (3, False)], ids=["1", "at once", "2", "3"])
 async def script(request: pytest.FixtureRequest) -> Script:
-    return Script(request.param)
+    writers, at_once = request.param
+    return Script(writers, at_once=at_once)
 
 
 @pytest.fixture
@@ -202,3 +218,35 @@ async def test_a_cancelled_caller_takes_its_unit_with_it(script: Script, committ
     await asyncio.gather(*blocking)
     await committer.submit(unit(1))
     assert "cancelled" not in {u.fence for group in script.groups for u in group}
+
+
+async def test_what_is_committed_at_once_is_one_group() -> None:
+    """Nobody else would take the other half."""
+    script = Script(at_once=True)
+    committer = committer_of(script)
+    committer.start()
+    await asyncio.gather(*(committer.submit(unit()) for _ in range(100)))
+    assert [len(group) for group in script.groups] == [100]
+    await committer.stop()
+
+
+async def test_who_wants_to_be_called_is_called_outside_of_any_task() -> None:
+    for at_once in (True, False):
+        script = Script(at_once=at_once)
+        committer = committer_of(script)
+        committer.start()
+        told: list[Any] = []
+
+        def then(outcome: Committed | BaseException, told: list[Any] = told) -> None:
+            told.append((outcome, asyncio.current_task()))
+
+        script.answer = lambda unit: CursorMoved("g", "o", 1) if unit.appends else Committed()
+        committer.submit_open(unit, then, Context())
+        committer.submit_open(lambda: unit(7), then, Context())
+        await committer.submit(unit())
+        await asyncio.sleep(0)
+        assert [(type(outcome), task) for outcome, task in told] == [(Committed, None), (CursorMoved, None)]
+        await committer.stop()
+        committer.submit_open(unit, then, Context())
+        await asyncio.sleep(0)
+        assert isinstance(told[2][0], Stopped)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 from typing import Any
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from skald import step, workflow
 from skald.errors import ConfigurationError, Diverged, InvalidMessage, StepFailed
@@ -67,7 +69,7 @@ async def tangled(width: int) -> list[Any]:
     return seen
 
 
-def start(definition: Workflow[*tuple[Any, ...], Any], *args: Any, run: str | None = None) -> Machine:
+def start(definition: Workflow[..., Any], *args: Any, run: str | None = None) -> Machine:
     return Machine(definition, run or new_id(), definition.signature.encode(args, {}), START)
 
 
@@ -90,10 +92,14 @@ Told = tuple[list[JournalEntry], list[set[tuple[str, bytes, int]]]]
 
 def play(machine: Machine, chance: random.Random) -> Told:
     """To the end, in an order that ``chance`` picks; the journal, and what was waited for after each entry."""
+    machine.begin()
+    return go_on(machine, chance)
+
+
+def go_on(machine: Machine, chance: random.Random) -> Told:
     journal: list[JournalEntry] = []
     waiting: dict[tuple[str, bytes, int], Call] = {}
     states = []
-    machine.begin()
     while True:
         waiting.update((call.identity, call) for call in machine.called)
         waiting = {identity: call for identity, call in waiting.items() if machine.awaits(call)}
@@ -112,6 +118,35 @@ def play(machine: Machine, chance: random.Random) -> Told:
             told = entry(machine, call, value, machine.time + chance.randrange(2_000_000))
         journal.append(told)
         machine.deliver(told)
+
+
+def test_without_a_failure_that_was_forgotten_every_replay_agrees_on_what_still_fits() -> None:
+    kept = lost = 0
+    for seed in SEEDS:
+        chance = random.Random(seed)
+        machine = start(tangled, 4)
+        journal, _ = play(machine, chance)
+        for _ in range(2):  # and once more, of what came of the first time
+            failed = [told.position for told in journal if told.kind == EntryKind.STEP_FAILED]
+            if not failed:
+                break
+            place = chance.choice(failed)
+            last = chance.randint(place, len(journal))
+            without = replace(journal[place - 1], kind=EntryKind.FORGOTTEN, digest=last.to_bytes(4, "big"))
+            history = [*journal[: place - 1], without, *journal[place:last]]
+            again = start(tangled, 4, run=machine.run)
+            again.replay(history)
+            assert again.position == last
+            more, _ = go_on(again, chance)
+            journal = [*history, *more]
+            final = start(tangled, 4, run=machine.run)
+            final.replay(journal)
+            assert final.end is not None
+            assert final.end == again.end, f"seed {seed}"
+            behind, redone = ({(e.name, e.digest, e.occurrence) for e in part} for part in (history[place:], more))
+            kept, lost = kept + len(behind - redone), lost + len(behind & redone)
+    assert kept > 0
+    assert lost > 0
 
 
 def test_every_prefix_of_a_journal_leads_to_the_same_place() -> None:
@@ -139,8 +174,8 @@ def test_a_call_is_known_by_name_arguments_and_occurrence() -> None:
 
     machine = start(equal)
     machine.begin()
-    first = machine.called[0]
-    assert [(c.step.name, c.digest == first.digest, c.occurrence) for c in machine.called] == [
+    called = [call.identity for call in machine.called]
+    assert [(name, digest == called[0][1], occurrence) for name, digest, occurrence in called] == [
         ("plus", True, 1),
         ("plus", True, 2),
         ("plus", True, 3),
@@ -181,6 +216,50 @@ def test_a_journal_of_other_code_is_an_error_that_names_both_sides_and_the_posit
     other, _ = play(start(sleepy, 1), random.Random(1))
     with pytest.raises(Diverged, match=r"position 1 .* a timer that fired, .* waits for plus#1"):
         start(old, 1).replay(other)
+
+
+def test_a_replay_passes_over_stages() -> None:
+    @workflow(name="flow")
+    async def staged(n: int) -> int:
+        context.stage("BEGUN")
+        n = await plus(n)
+        context.stage("HALF_WAY")
+        return await plus(n, 5)
+
+    @workflow(name="flow")
+    async def renamed(n: int) -> int:
+        n = await plus(n)
+        context.stage("SECOND_HALF")
+        return await plus(n, 5)
+
+    machine = start(staged, 1)
+    machine.begin()
+    [first] = machine.called
+    told = entry(machine, first, 2, START)
+    machine.deliver(told)
+    marks = machine.marks
+    assert [(mark.position, mark.kind, mark.name) for mark in marks] == [
+        (1, EntryKind.STAGE, "BEGUN"), (3, EntryKind.STAGE, "HALF_WAY"),
+    ]  # fmt: skip
+    for definition in (staged, renamed):
+        again = start(definition, 1, run=machine.run)
+        again.replay([marks[0], told, marks[1]])
+        assert (again.position, again.marks) == (3, [])
+        [second] = again.called
+        again.deliver(entry(again, second, 7, START))
+        assert again.end is not None
+
+
+def test_a_stage_without_a_name_is_refused() -> None:
+    @workflow
+    async def nameless() -> None:
+        context.stage("")
+
+    machine = start(nameless)
+    machine.begin()
+    assert machine.end is not None
+    failure = decode_failure(machine.end.body)
+    assert re.match(r".*test_workflow_replay.py:\d+: stage\(''\): a name of 1 to ", failure.message)
 
 
 def test_arguments_that_are_no_data_are_refused_at_the_call() -> None:

@@ -7,7 +7,7 @@ what is not there did not happen.
 
 Cards and SKUs with a behaviour of their own are listed in the README of the example. ``POST /admin`` (from
 this machine only) switches paths off: ``{"down": ["charges"]}`` answers 503, ``{"silent": ["labels"]}`` never
-answers.
+answers, and ``{"late": ["charges"]}`` keeps requests on their way until it is switched off again.
 """
 
 from __future__ import annotations
@@ -111,7 +111,8 @@ PATHS = ("charges", "refunds", "labels", "withdrawals", "pickups", "deliveries")
 
 def create(ledger: Path) -> Starlette:
     desk = Desk(Ledger(ledger))
-    switched: dict[str, list[str]] = {"down": [], "silent": []}
+    switched: dict[str, list[str]] = {"down": [], "silent": [], "late": []}
+    arrive = asyncio.Event()
 
     async def effect(request: Request) -> JSONResponse:
         path, key = request.path_params["path"], request.headers.get("idempotency-key")
@@ -124,6 +125,8 @@ def create(ledger: Path) -> Starlette:
         if path in switched["silent"] or (path in ("charges", "labels") and marks & NO_EFFECT):
             await asyncio.sleep(HANG)
             return JSONResponse({"error": "timed out"}, 504)
+        if path in switched["late"]:
+            await arrive.wait()
         before = desk.answered(key)
         entry = before or getattr(desk, path)(key, body["reference"], body)
         if entry["reference"] != body["reference"]:
@@ -141,6 +144,7 @@ def create(ledger: Path) -> Starlette:
             return JSONResponse({"error": "only from this machine"}, 403)
         body = await request.json()
         switched.update({mode: list(body.get(mode, [])) for mode in switched})
+        arrive.clear() if switched["late"] else arrive.set()
         return JSONResponse(switched)
 
     async def health(request: Request) -> JSONResponse:

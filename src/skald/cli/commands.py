@@ -12,6 +12,7 @@ from skald.cli.graph import graph
 from skald.cli.migrate import migrate
 from skald.cli.parked import parked
 from skald.cli.running import dev, run
+from skald.cli.sagas import sagas
 from skald.cli.subscriptions import subscriptions
 from skald.cli.workflows import check, replay, workflows
 
@@ -32,7 +33,7 @@ def command_line() -> cyclopts.App:
     )
     for command in (dev, run, check, replay):
         cli.command(command)
-    for group in (migrate, doctor, events, parked, subscriptions, workflows, graph):
+    for group in (migrate, doctor, events, parked, subscriptions, workflows, sagas, graph):
         cli.command(group)
     return cli
 

@@ -1,4 +1,5 @@
-"""``skald workflows list|show|start|signal|cancel|terminate|pause|resume|retry|history``, ``skald check|replay``"""
+"""``skald workflows list|show|start|signal|query|update|cancel|terminate|pause|resume|retry|history``, ``skald
+check|replay``"""
 
 from __future__ import annotations
 
@@ -18,7 +19,9 @@ from skald.cli.application import AppName, Json, Services, ask, checked, first_i
 from skald.cli.events import show_payload
 from skald.cli.output import note, plain, print_json, say, short, table
 from skald.errors import ConfigurationError
+from skald.operations import asking
 from skald.operations import workflows as operations
+from skald.operations.asking import Answered
 from skald.operations.workflows import EntryView, Replayed, Told, WorkflowDetail, WorkflowView
 from skald.unit import WorkflowState
 from skald.workflows import saved
@@ -35,7 +38,7 @@ _ENDED = {"completed", "failed", "cancelled", "terminated"}
 Full = Annotated[bool, Parameter(show_default=False, help="Cut nothing off.")]
 
 
-def _words(names: tuple[str, ...], *wanted: str) -> tuple[str | None, tuple[str, ...]]:
+def words_of(names: tuple[str, ...], *wanted: str) -> tuple[str | None, tuple[str, ...]]:
     """Splits ``[module:attribute] WHAT…`` by number: the ids of workflows may well have a colon."""
     if len(names) == len(wanted):
         return None, names
@@ -103,7 +106,7 @@ def show(*names: str, service: Service = None, full: Full = False, json: Json = 
     names
         [module:attribute] and the workflow's id.
     """
-    app, (id,) = _words(names, "ID")
+    app, (id,) = words_of(names, "ID")
     found = ask(app, lambda app: operations.show_workflow(app, id, service))
     if json:
         print_json(found)
@@ -124,14 +127,14 @@ def _show(found: WorkflowDetail, full: bool) -> None:
             say(f"{name}:")
             show_payload(payload)
     for entry in found.journal:
-        say(_line(entry, full))
+        say(entry_line(entry, full))
     for letter in found.letters:
         say(f"not taken: {letter.time} {letter.kind} {plain(letter.name)} {_payload(letter.payload, full)}".rstrip())
     for child in found.children:
         say(f"child: {plain(child.id)} {plain(child.workflow)} {child.state}")
 
 
-def _line(entry: EntryView, full: bool) -> str:
+def entry_line(entry: EntryView, full: bool) -> str:
     name = f"{plain(entry.name)}#{entry.occurrence}" if entry.occurrence else plain(entry.name)
     return f"{entry.position:>5} {entry.time} {entry.kind} {name} {_payload(entry.payload, full)}".rstrip()
 
@@ -155,7 +158,7 @@ def history(
     names
         [module:attribute] and the workflow's id.
     """
-    app, (id,) = _words(names, "ID")
+    app, (id,) = words_of(names, "ID")
     found = ask(app, lambda app: operations.workflow_history(app, id, service))
     if output is None:
         print_json(found)
@@ -194,7 +197,7 @@ def start(
         app,
         lambda app: operations.start_workflow(app, words[0], words[1:], id=id, key=key, delay=delay, service=service),
     )
-    return _tell(done, "started" if done.started else f"was started before, and is {done.state}", json)
+    return tell(done, "started" if done.started else f"was started before, and is {done.state}", json)
 
 
 @workflows.command
@@ -206,10 +209,57 @@ def signal(*names: str, key: Key = None, service: Service = None, json: Json = F
     names
         [module:attribute], the workflow's id (or --key), the signal's name, and its value as JSON.
     """
-    app, words = _words(names, *([] if key else ["ID"]), "NAME", "JSON")
+    app, words = words_of(names, *([] if key else ["ID"]), "NAME", "JSON")
     id, (name, payload) = (None, words) if key else (words[0], words[1:])
     done = ask(app, lambda app: operations.signal_workflow(app, name, payload, id=id, key=key, service=service))
-    return _tell(done, f"sent {name}", json)
+    return tell(done, f"sent {name}", json)
+
+
+@workflows.command
+def query(*names: str, service: Service = None, json: Json = False) -> int:
+    """Ask a workflow something; it may have ended. Answered by a replay of its history on the present code, which calls
+    no step.
+
+    Parameters
+    ----------
+    names
+        [module:attribute], the workflow's id, and the query's name.
+    """
+    app, (id, name) = words_of(names, "ID", "NAME")
+    with redirect_stdout(sys.stderr):  # what the workflow prints is no part of the answer
+        found = ask(app, lambda app: asking.query_workflow(app, id, name, service=service))
+    return _answer(found, json)
+
+
+@workflows.command
+def update(
+    *names: str,
+    timeout: Annotated[float, Parameter(help="Seconds to wait for the answer.")] = 30.0,
+    service: Service = None,
+    json: Json = False,
+) -> int:
+    """Change an open workflow, and wait for its answer; a process of its service has to run. What does not fit fails in
+    the workflow's code.
+
+    Parameters
+    ----------
+    names
+        [module:attribute], the workflow's id, the update's name, and its value as JSON.
+    """
+    app, (id, name, value) = words_of(names, "ID", "NAME", "JSON")
+    if not timeout > 0:
+        raise ConfigurationError(f"--timeout {timeout}: give a number of seconds above 0")
+    return _answer(
+        ask(app, lambda app: asking.update_workflow(app, id, name, value, timeout=timeout, service=service)), json
+    )
+
+
+def _answer(found: Answered, json: bool) -> int:
+    if json:
+        print_json(found)
+    else:
+        show_payload(found.answer)
+    return 0
 
 
 @workflows.command
@@ -264,7 +314,7 @@ def resume(*names: str, service: Service = None, json: Json = False) -> int:
 
 @workflows.command
 def retry(*names: str, service: Service = None, json: Json = False) -> int:
-    """Let a failed workflow go on before the step that failed last; what came later in its history is forgotten.
+    """Let a failed workflow go on: what failed last is run again, and what depends on it.
 
     Parameters
     ----------
@@ -275,11 +325,11 @@ def retry(*names: str, service: Service = None, json: Json = False) -> int:
 
 
 def _do(names: tuple[str, ...], what: Callable[[App, str], Coroutine[Any, Any, Told]], words: str, json: bool) -> int:
-    app, (id,) = _words(names, "ID")
-    return _tell(ask(app, lambda app: what(app, id)), words, json)
+    app, (id,) = words_of(names, "ID")
+    return tell(ask(app, lambda app: what(app, id)), words, json)
 
 
-def _tell(done: Told, words: str, json: bool) -> int:
+def tell(done: Told, words: str, json: bool) -> int:
     if json:
         print_json(done)
         return 0
@@ -328,14 +378,14 @@ def replay(*names: str, service: Service = None, full: Full = False, json: Json 
     names
         [module:attribute] and a file that ``skald workflows history`` has written.
     """
-    app_name, (file,) = _words(names, "FILE")
+    app_name, (file,) = words_of(names, "FILE")
     app, history = checked(load(named(app_name))), saved.read(Path(file))
     if json:
         with redirect_stdout(sys.stderr):
             found = operations.replay_history(app, history, service=service, tell=lambda entry: None)
         print_json(found)
         return 0
-    found = operations.replay_history(app, history, service=service, tell=lambda entry: say(_line(entry, full)))
+    found = operations.replay_history(app, history, service=service, tell=lambda entry: say(entry_line(entry, full)))
     _show_end(found, full)
     return 0
 

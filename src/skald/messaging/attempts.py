@@ -10,10 +10,12 @@ import asyncio
 
 import msgspec
 
+from skald.errors import MarkMoved
 from skald.messaging.invoke import Invoker
+from skald.messaging.marks import Undecided
 from skald.messaging.outcome import Done, Item, Outcome
 from skald.messaging.publisher import Publisher
-from skald.messaging.transaction import Transaction
+from skald.messaging.transaction import Starts, Transaction
 from skald.store import Transaction as StoreTransaction
 from skald.telemetry import HandlerIgnoresCancellation, emit
 
@@ -32,23 +34,23 @@ class Seat(msgspec.Struct):
     """Set while an attempt is being ended because of its timeout; done when it has ended."""
 
 
-async def call_with(invoker: Invoker, publisher: Publisher, origin: str, inner: StoreTransaction, item: Item) -> Done:
+async def call_with(
+    invoker: Invoker,
+    publisher: Publisher,
+    origin: str,
+    inner: StoreTransaction,
+    item: Item,
+    starts: Starts | None = None,
+) -> Done:
     """One attempt inside a transaction; what the handler published through it joins what it returned."""
-    transaction = Transaction(inner, publisher)
+    transaction = Transaction(inner, publisher, starts)
     timeout = item.handler.timeout
     named = asyncio.get_running_loop().call_later(timeout + GRACE, name_stubborn, invoker.group, item, timeout + GRACE)
     try:
         async with asyncio.timeout(timeout):
-            done = await invoker.call(item, origin, transaction)
+            return await invoker.call(item, origin, transaction)
     finally:
         named.cancel()
-    collected = transaction.collected()
-    if not collected:
-        return done
-    return Done(
-        tuple(record for unit in collected for record in unit.events) + done.events,
-        tuple(record for unit in collected for record in unit.messages) + done.messages,
-    )
 
 
 def name_stubborn(group: str, item: Item, seconds: float) -> None:
@@ -68,6 +70,12 @@ async def run_attempts(invoker: Invoker, origin: str, item: Item, seat: Seat) ->
                 raise
             error: Exception = TimeoutError(f"no result within {item.handler.timeout:g} s")
         except Exception as raised:
+            if isinstance(raised, Undecided):
+                raise
+            if isinstance(raised, MarkMoved) and seat.timed_out is None:
+                # What is remembered has changed while that was decided on: no attempt.
+                item.ledger = None
+                continue
             error = raised
         if seat.timed_out is not None:
             seat.timed_out.set_result(None)
@@ -78,7 +86,10 @@ async def run_attempts(invoker: Invoker, origin: str, item: Item, seat: Seat) ->
         item.attempts += 1
         # ``exhausted=`` bounds itself by the same time, so whoever watches grants it that.
         seat.started = loop.time() + item.handler.timeout
-        outcome = await invoker.failed(item, origin, error)
+        try:
+            outcome = await invoker.failed(item, origin, error)
+        except MarkMoved:
+            outcome = item.ledger = None
         if outcome is not None:
             return outcome
 

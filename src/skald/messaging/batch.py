@@ -9,30 +9,49 @@ A handler slower than ``patience`` does not hold up its stretch: its message bec
 its key is blocked, the cursors move on, and its result is committed on its own.
 
 An exception counts as an attempt only where it can be the handler's: while it runs, or because its result cannot be
-written. Trouble of the database's own ends the stretch, and the consumer begins again where its cursors stand.
+written. Trouble of the database's own ends the stretch, and the consumer begins again where its cursors stand. What a
+handler remembered of a key and somebody else has changed is no failure: its message is decided on again.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
 from itertools import groupby
 
 import msgspec
 
 from skald import failpoints
 from skald.clock import Clock
-from skald.errors import Busy, CursorMoved, Fenced, Rejection, StoreUnavailable
+from skald.errors import Busy, CursorMoved, Fenced, MarkMoved, Rejection, StoreUnavailable
 from skald.message import Record
 from skald.messaging.attempts import GRACE, Seat, call_with, run_attempts, watch
 from skald.messaging.connection import Submit
+from skald.messaging.doubts import Doubts, Ran
 from skald.messaging.invoke import Invoker
-from skald.messaging.outcome import WAITING, Done, Item, LaneState, Outcome, Taken, cut, run_unit
+from skald.messaging.local import LocalWorkflows
+from skald.messaging.marks import Undecided
+from skald.messaging.outcome import (
+    WAITING,
+    Done,
+    Item,
+    LaneState,
+    Ledger,
+    Outcome,
+    Taken,
+    by_lane,
+    cut,
+    release,
+    run_unit,
+    share_marks,
+)
 from skald.messaging.publisher import Publisher
+from skald.messaging.transaction import Starts
 from skald.store import Store
 from skald.store import Transaction as StoreTransaction
-from skald.unit import DeliveryState
+from skald.unit import DeliveryState, Unit
 
 MAX_TRANSACTIONAL = 50
 MAX_TRANSACTION_SECONDS = 0.05
@@ -64,12 +83,15 @@ class Stretch:
         patience: float,
         on_straggler: Callable[[Straggler], None],
         stopping: Callable[[], bool] = lambda: False,
+        local: LocalWorkflows | None = None,
     ) -> None:
         self._store, self._submit, self._invoker, self._publisher = store, submit, invoker, publisher
         self._clock, self._origin = clock, origin
         self._concurrency, self._patience, self._on_straggler = concurrency, patience, on_straggler
-        self._stopping = stopping
+        self._stopping, self._local = stopping, local
         self._reached = 0
+        self._ledger = Ledger()
+        self._doubts, self._ran = Doubts(invoker.keeper), Ran()
 
     async def run(self, lanes: dict[int, LaneState], items: Sequence[Item], last: Record) -> bool:
         """Handles the items in order and moves the cursors of their lanes, in the end to ``last``.
@@ -77,6 +99,17 @@ class Stretch:
         False if it ended before because the consumer stops. Raises ``CursorMoved`` or ``Fenced`` if a lane is not this
         process's any more; what was committed stays.
         """
+        self._ran.recall(items)
+        try:
+            return await self._run(lanes, items, last)
+        except Rejection:  # of any other error nobody knows whether it was written all the same
+            self._ran.remember(lanes, items)
+            raise
+
+    async def _run(self, lanes: dict[int, LaneState], items: Sequence[Item], last: Record) -> bool:
+        if self._invoker.keeper is not None:
+            self._ledger = await self._invoker.keeper.recall(items)
+            self._doubts.clear()
         start = 0
         while start < len(items):
             if start and self._stopping():
@@ -162,7 +195,7 @@ class Stretch:
         item = seat.item
         assert item is not None
         lane = lanes[item.lane]
-        seat.spilled = True
+        seat.spilled, item.ledger = True, None
         lane.blocked.add((item.handler.name, item.record.key))
         item.outcome = Taken(DeliveryState.RUNNING, item.attempts + 1, self._clock.now())
         if seat.rest:
@@ -186,6 +219,7 @@ class Stretch:
                 raise
             except Exception:
                 # Something in this transaction failed; find out what, with a transaction for each message.
+                self._ledger.doubt()
                 for item in ours:
                     item.unknown = item.unknown or item.outcome is not None
                     item.outcome = None
@@ -207,12 +241,12 @@ class Stretch:
         loop = asyncio.get_running_loop()
         index, count, began = start, 0, loop.time()
         self._reached = start
-        async with self._store.transaction() as inner:
+        async with self._starting() as (inner, starts):
             while index < len(items):
                 item = items[index]
                 self._reached = index
                 if item.outcome is None:
-                    item.outcome = await self._in_transaction(lanes, inner, item)
+                    item.outcome = await self._in_transaction(lanes, inner, item, starts)
                     count += 1
                 index += 1
                 full = count >= MAX_TRANSACTIONAL or loop.time() - began > MAX_TRANSACTION_SECONDS
@@ -220,19 +254,43 @@ class Stretch:
                     break
             last = end if index == len(items) else items[index - 1].record
             failpoints.hit("transaction.handled")
+            if starts is not None:
+                await starts.write()
             touched = await self._apply(lanes, inner, items[start:index], last)
             failpoints.hit("transaction.applied")
         failpoints.hit("transaction.committed")
-        _advance(touched, last)
+        self._committed(touched, last, items[start:index])
         return index
 
-    async def _in_transaction(self, lanes: dict[int, LaneState], inner: StoreTransaction, item: Item) -> Outcome:
+    @asynccontextmanager
+    async def _starting(self) -> AsyncIterator[tuple[StoreTransaction, Starts | None]]:
+        """A transaction whose handlers may start workflows in this process."""
+        if self._local is None:
+            async with self._store.transaction() as inner:
+                yield inner, None
+            return
+        starts: Starts | None = None
+        try:
+            async with self._store.transaction() as inner:
+                starts = Starts(inner, self._local)
+                yield inner, starts
+        except BaseException:
+            if starts is not None:
+                starts.failed()
+            raise
+        starts.committed()
+
+    async def _in_transaction(
+        self, lanes: dict[int, LaneState], inner: StoreTransaction, item: Item, starts: Starts | None = None
+    ) -> Outcome:
         if (item.handler.name, item.record.key) in lanes[item.lane].blocked:
             return WAITING
-        return await call_with(self._invoker, self._publisher, self._origin, inner, item)
+        return await call_with(self._invoker, self._publisher, self._origin, inner, item, starts)
 
     async def _singly(self, lanes: dict[int, LaneState], items: Sequence[Item], last: Record) -> None:
         """One message in a transaction of its own, as often as its policy says."""
+        if self._doubts.concern(items):
+            await self._decide_again(items)
         while True:
             running: Item | None = None
             try:
@@ -245,13 +303,15 @@ class Stretch:
                     failpoints.hit("single.applied")
                 failpoints.hit("single.committed")
                 break
-            except (Fenced, CursorMoved):
+            except (Fenced, CursorMoved, Undecided):
                 raise
+            except MarkMoved:
+                await self._decide_again(items)
             except Exception as error:
                 if running is None and isinstance(error, _NOT_THE_HANDLERS):
                     raise
                 await self._rolled_back(items, running, error)
-        _advance(touched, last)
+        self._committed(touched, last, items)
         for item in items:
             if type(item.outcome) is Taken and item.outcome.state is not DeliveryState.QUEUED:
                 lanes[item.lane].blocked.add((item.handler.name, item.record.key))
@@ -264,27 +324,49 @@ class Stretch:
             item.unknown, item.outcome = True, None
         await self._blame([running] if running else done if isinstance(error, Rejection) else undone, error)
 
+    async def _decide_again(self, items: Sequence[Item]) -> None:
+        """What was remembered of a key is not so any more: nobody's fault, and no attempt. Those without a transaction
+        run again here."""
+        self._ledger.doubt()
+        self._doubts.add(items)
+        for item in items:
+            done = item.outcome
+            if item.handler.transaction is not None:
+                item.unknown, item.outcome = item.unknown or done is not None, None
+                await self._invoker.decide_aside(item, self._origin)
+            elif isinstance(done, Done) and item.handler.keeps is not None:
+                if done.marks:  # otherwise it was passed over
+                    item.unknown, item.ran = True, None if item.rescued else done
+                item.outcome = None
+                await self._run_again(item)
+
+    async def _run_again(self, item: Item) -> None:
+        seat = Seat(item)
+        task = asyncio.create_task(run_attempts(self._invoker, self._origin, item, seat))
+        item.outcome = await watch(task, seat, self._invoker.group)
+
     async def _blame(self, items: Sequence[Item], error: Exception) -> None:
         """Counts an attempt; handlers without a transaction make the next one here, if that is due at once."""
         if not items:
             raise error
+        self._doubts.add(items)
         for item in items:
             item.attempts += 1
             item.outcome = await self._invoker.failed(item, self._origin, error)
             if item.outcome is None and item.handler.transaction is None:
-                seat = Seat(item)
-                task = asyncio.create_task(run_attempts(self._invoker, self._origin, item, seat))
-                item.outcome = await watch(task, seat, self._invoker.group)
+                await self._run_again(item)
 
     async def _in_savepoint(self, lanes: dict[int, LaneState], inner: StoreTransaction, item: Item) -> Outcome:
         while True:
             try:
                 async with inner.savepoint():
                     return await self._in_transaction(lanes, inner, item)
+            except (MarkMoved, Undecided):
+                raise
             except Exception as error:
                 await inner.now()  # raises if the transaction is gone too
                 item.attempts += 1
-                outcome = await self._invoker.failed(item, self._origin, error)
+                outcome = await self._invoker.failed(item, self._origin, error, aside=False)
                 if outcome is not None:
                     return outcome
 
@@ -293,29 +375,55 @@ class Stretch:
     async def _apply(
         self, lanes: dict[int, LaneState], inner: StoreTransaction, items: Sequence[Item], last: Record
     ) -> list[LaneState]:
-        touched = []
-        for lane, own in _by_lane(lanes, items):
-            await inner.apply(run_unit(lane, own, last))
-            touched.append(lane)
-        return touched
+        if self._ledger.written:
+            release(items)
+        owners = by_lane(lanes, items)
+        units = [run_unit(lane, own, last) for lane, own in owners]
+        if share_marks(units):
+            for unit in units:
+                await inner.apply(unit)
+        else:
+            await inner.apply_all(units)
+        return [lane for lane, _ in owners]
 
     async def _commit(self, lanes: dict[int, LaneState], items: Sequence[Item], last: Record) -> None:
-        by_lane = _by_lane(lanes, items)
-        results = await asyncio.gather(
-            *(self._submit.submit(run_unit(lane, own, last)) for lane, own in by_lane), return_exceptions=True
-        )
-        _advance([lane for (lane, _), result in zip(by_lane, results, strict=True) if _ok(result)], last)
-        for (lane, own), result in zip(by_lane, results, strict=True):
+        if self._ledger.written:
+            release(items)
+        owners = by_lane(lanes, items)
+        units = [run_unit(lane, own, last) for lane, own in owners]
+        if share_marks(units):
+            for (lane, own), unit in zip(owners, units, strict=True):
+                await self._commit_behind(lane, own, unit, last)
+            return
+        results = await asyncio.gather(*map(self._submit.submit, units), return_exceptions=True)
+        fine = [pair for pair, result in zip(owners, results, strict=True) if _ok(result)]
+        self._committed([lane for lane, _ in fine], last, [item for _, own in fine for item in own])
+        for (lane, own), result in zip(owners, results, strict=True):
             if isinstance(result, Rejection) and not isinstance(result, _NOT_THE_HANDLERS):
                 await self._commit_singly(lane, own, last)
             elif isinstance(result, BaseException):
                 raise result
+
+    async def _commit_behind(self, lane: LaneState, items: Sequence[Item], unit: Unit, last: Record) -> None:
+        """A unit that may have been decided on those of other lanes: each waits for the one before it."""
+        if not self._doubts.concern(items):
+            try:
+                await self._submit.submit(unit)
+            except Rejection as error:
+                if isinstance(error, _NOT_THE_HANDLERS):
+                    raise
+            else:
+                self._committed([lane], last, items)
+                return
+        await self._commit_singly(lane, items, last)
 
     async def _commit_singly(self, lane: LaneState, items: Sequence[Item], last: Record) -> None:
         """A unit for each message, because the result of one cannot be written; that is its handler's failure."""
         for _, group in groupby(items, key=_position):
             single = list(group)
             end = last if single[-1] is items[-1] else single[-1].record
+            if self._doubts.concern(single):
+                await self._decide_again(single)
             while True:
                 try:
                     await self._submit.submit(run_unit(lane, single, end))
@@ -323,9 +431,23 @@ class Stretch:
                 except Rejection as error:
                     if isinstance(error, _NOT_THE_HANDLERS):
                         raise
+                    if isinstance(error, MarkMoved):
+                        await self._decide_again(single)
+                        continue
                     await self._blame([item for item in single if isinstance(item.outcome, Done)], error)
-            _advance([lane], end)
+            self._committed([lane], end, single)
             _hold_back(lane, single, items)
+
+    def _committed(self, lanes: Iterable[LaneState], last: Record, items: Sequence[Item]) -> None:
+        self._ledger.settled()
+        if self._local is not None:
+            done = [(item.record, item.outcome) for item in items if isinstance(item.outcome, Done)]
+            if heard := [record for record, one in done if any(reply.heard for reply in one.replies)]:
+                self._local.answer(heard)
+        for lane in lanes:
+            lane.position = lane.scanned = last.position
+            lane.id = lane.scanned_id = last.id
+            lane.takeovers = 0
 
 
 def _position(item: Item) -> int:
@@ -334,20 +456,6 @@ def _position(item: Item) -> int:
 
 def _ok(result: object) -> bool:
     return not isinstance(result, BaseException)
-
-
-def _by_lane(lanes: dict[int, LaneState], items: Iterable[Item]) -> list[tuple[LaneState, list[Item]]]:
-    found: dict[int, list[Item]] = {}
-    for item in items:
-        found.setdefault(item.lane, []).append(item)
-    return [(lanes[number], own) for number, own in found.items()]
-
-
-def _advance(lanes: Iterable[LaneState], last: Record) -> None:
-    for lane in lanes:
-        lane.position = lane.scanned = last.position
-        lane.id = lane.scanned_id = last.id
-        lane.takeovers = 0
 
 
 def _hold_back(lane: LaneState, failed: Iterable[Item], items: Iterable[Item]) -> None:

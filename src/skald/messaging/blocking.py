@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar, TypeVarTuple
+from typing import Any, TypeVar, TypeVarTuple, Unpack
 
 from skald.message import Message
 from skald.messaging.definition import TransactionMarker
@@ -13,7 +13,7 @@ from skald.messaging.transaction import Transaction
 from skald.store import Row
 from skald.unit import Tag
 from skald.workflows.channels import Signal
-from skald.workflows.definition import Existing, Workflow
+from skald.workflows.starting import StartOptions, Work
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -62,14 +62,10 @@ class BlockingTransaction(TransactionMarker):
 
     def start(
         self,
-        workflow: Workflow[*Ts, Any],
+        workflow: Callable[[Unpack[Ts]], Work[object]],
         *args: *Ts,
-        id: str | None = None,
-        key: str | None = None,
-        delay: float = 0.0,
-        existing: Existing = "return",
+        **options: Unpack[StartOptions],
     ) -> str:
-        options: Any = {"id": id, "key": key, "delay": delay, "existing": existing}
         return self._wait(self._inner.start(workflow, *args, **options))
 
     def signal(self, signal: Signal[T], value: T, *, id: str | None = None, key: str | None = None) -> None:

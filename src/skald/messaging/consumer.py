@@ -25,10 +25,12 @@ from skald.message import Record
 from skald.messaging import cursor
 from skald.messaging.attempts import GRACE
 from skald.messaging.batch import Stretch
+from skald.messaging.calls import is_called, replied
 from skald.messaging.connection import Submit
 from skald.messaging.deliverer import Deliverer
 from skald.messaging.invoke import Invoker
-from skald.messaging.outcome import HANDED_OVER, WAITING, Item, LaneState, Taken, describe
+from skald.messaging.local import LocalWorkflows
+from skald.messaging.outcome import HANDED_OVER, WAITING, Done, Item, LaneState, Taken, describe
 from skald.messaging.publisher import Publisher
 from skald.messaging.reading import Mismatch, Reader, cohorts
 from skald.messaging.redelivery import Redelivery
@@ -76,10 +78,12 @@ class Consumer:
         owner: str,
         settings: ConsumerSettings,
         ran: Callable[[], None] = lambda: None,
+        local: LocalWorkflows | None = None,
     ) -> None:
-        """``ran`` is called after each stretch."""
-        self._subscription, self._store, self._log, self._submit = subscription, store, log, submit
-        self._clock, self._owner, self._settings, self._ran = clock, owner, settings, ran
+        """``ran`` is called after each stretch; ``local`` are the service's workflows, if they run in this process."""
+        self._subscription, self._store, self._submit = subscription, store, submit
+        self.log = log
+        self._clock, self._owner, self._settings, self._ran, self._local = clock, owner, settings, ran, local
         self.lanes: dict[int, LaneState] = {}
         self.counters = Counters()
         self._changes: list[tuple[list[LaneState] | int, asyncio.Future[None]]] = []
@@ -99,6 +103,7 @@ class Consumer:
             store=store, submit=submit, invoker=invoker, publisher=publisher, clock=clock,
             origin=subscription.origin, concurrency=settings.concurrency, patience=settings.patience,
             on_straggler=self._redelivery.follow, stopping=lambda: self._stopping,
+            local=local,
         )  # fmt: skip
 
     @property
@@ -106,9 +111,8 @@ class Consumer:
         return self._subscription.origin
 
     @property
-    def busy(self) -> int:
-        """Deliveries that are being worked on."""
-        return self._redelivery.active
+    def redelivery(self) -> Redelivery:
+        return self._redelivery
 
     # --- lanes --------------------------------------------------------------------------------------------------------
 
@@ -176,7 +180,7 @@ class Consumer:
     async def run(self) -> None:
         """Until ``stop``. Trouble with a database is survived with growing pauses; a lost fence is not."""
         pause = 0.1
-        unlisten = self._log.listen(self._wake.set)
+        unlisten = self.log.listen(self._wake.set)
         try:
             while not self._stopping:
                 try:
@@ -259,7 +263,7 @@ class Consumer:
         return bool(records)
 
     async def _stop_lanes(self, cohort: Sequence[LaneState], found: Record | None) -> None:
-        floor = await self._log.floor()
+        floor = await self.log.floor()
         for lane in cohort:
             position, id = lane.scanned, lane.scanned_id or ""
             error: SkaldError = BelowFloor(self.origin, position, floor)
@@ -315,6 +319,11 @@ class Consumer:
             if lane is None:
                 continue
             for handler in found:
+                if handler.answers:
+                    if is_called(record.causation_id):
+                        reply = replied(record, heard=self._local is not None and self._local.await_answer(record))
+                        items.append(Item(record, handler, number, Done(replies=(reply,))))
+                    continue
                 item = Item(record, handler, number)
                 if handler.queue is not None:
                     item.outcome = Taken(DeliveryState.QUEUED, 0, now + record.delay)
@@ -328,11 +337,14 @@ class Consumer:
         self._ran()
         queued = False
         for item in items:
-            if type(item.outcome) is Taken:
-                if item.outcome.state is DeliveryState.QUEUED:
+            outcome = item.outcome
+            if type(outcome) is Taken:
+                if outcome.state is DeliveryState.QUEUED:
                     queued = True
                 else:
                     self._redelivery.took(lanes[item.lane], item)
+            elif type(outcome) is Done and outcome.timeouts:
+                queued = True
         if queued:
             # The queue's workers, here and in other processes, listen at this bell.
             self._store.ring()

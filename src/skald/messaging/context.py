@@ -15,3 +15,9 @@ class Cause(msgspec.Struct, frozen=True, gc=False):
 
 
 current_cause: ContextVar[Cause | None] = ContextVar("skald_cause", default=None)
+
+
+def correlation() -> str | None:
+    """Of what the current code reacts to."""
+    cause = current_cause.get()
+    return None if cause is None else cause.correlation_id

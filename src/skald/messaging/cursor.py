@@ -149,5 +149,5 @@ async def hand_over(store: Store, process: str) -> int:
         await tx.execute(_SQL["unfence"], process=process)
         failpoints.hit("hand_over.unfenced")
         freed = await tx.execute(_SQL["hand_over_lanes"], process=process)
-        freed += await tx.execute(_SQL["orphan_workflows"], process=process)
+        freed += await tx.execute(_SQL["hand_over_workflows"], process=process)
         return freed + await tx.execute(_SQL["hand_over_deliveries"], process=process)

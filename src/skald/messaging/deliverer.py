@@ -17,12 +17,13 @@ import msgspec
 
 from skald import failpoints
 from skald.clock import Clock
-from skald.errors import Busy, DeliveryGone, Fenced, Rejection, SkaldError, StoreUnavailable
+from skald.errors import Busy, DeliveryGone, Fenced, MarkMoved, Rejection, SkaldError, StoreUnavailable
 from skald.message import Record
 from skald.messaging.attempts import Seat, call_with, run_attempts, watch
 from skald.messaging.connection import Submit
 from skald.messaging.definition import Handler
 from skald.messaging.invoke import Invoker
+from skald.messaging.marks import Undecided
 from skald.messaging.outcome import (
     ENDED,
     HANDED_OVER,
@@ -83,8 +84,14 @@ class Deliverer:
         """What the attempts have come to; ``None`` if that is committed already."""
         if item.handler.transaction is not None:
             return await self._in_transaction(stored, item)
-        seat = Seat(item)
-        return await self._watch(stored, item, seat, asyncio.create_task(self._attempts(stored, item, seat)))
+        pause = FIRST_PAUSE
+        while True:
+            seat = Seat(item)
+            try:
+                return await self._watch(stored, item, seat, asyncio.create_task(self._attempts(stored, item, seat)))
+            except Undecided as error:
+                # What the handler has done before, and could not write, is known here alone.
+                pause = await self._pause(stored, error, pause)
 
     async def _attempts(self, stored: Delivery, item: Item, seat: Seat) -> Outcome | None:
         return await run_attempts(self._invoker, stored.origin, item, seat)
@@ -109,14 +116,19 @@ class Deliverer:
                     handling = False
                     await inner.apply(resolve_unit(self._owner, stored, done))
                     failpoints.hit("delivery.applied")
+                self._ring(done)
                 return None
             except asyncio.CancelledError:
                 await self._take_back(stored, item, None)
                 raise
+            except MarkMoved:
+                # Nobody's fault, and no attempt: what is remembered now decides.
+                item.unknown = item.unknown or not handling
+                await self._invoker.decide_aside(item, stored.origin)
             except Exception as error:
                 if not handling and isinstance(error, (Fenced, DeliveryGone)):
                     raise
-                if not handling and isinstance(error, _TROUBLE):
+                if isinstance(error, Undecided) or (not handling and isinstance(error, _TROUBLE)):
                     item.unknown = True
                     pause = await self._pause(stored, error, pause)
                     continue
@@ -140,6 +152,13 @@ class Deliverer:
                 raise
             except _TROUBLE as error:
                 pause = await self._pause(stored, error, pause)
+            except MarkMoved:
+                item.unknown = True
+                item.ran = outcome if isinstance(outcome, Done) and not item.rescued else None
+                decided = await self._attempt(stored, item)
+                if decided is None:
+                    return
+                outcome = decided
             except Rejection as error:
                 if not isinstance(outcome, Done):
                     raise
@@ -151,6 +170,13 @@ class Deliverer:
                 outcome = decided
         if isinstance(outcome, Taken):
             self._tell(stored, outcome)
+        else:
+            self._ring(outcome)
+
+    def _ring(self, done: Done) -> None:
+        if done.timeouts:
+            # The workers of their queues may have to wake up earlier.
+            self._store.ring()
 
     async def _pause(self, stored: Delivery, error: Exception, pause: float) -> float:
         what = f"{stored.handler} at {stored.origin}:{stored.record.position}"

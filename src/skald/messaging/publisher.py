@@ -11,12 +11,9 @@ import msgspec
 from skald.clock import Clock
 from skald.codec import codec_for
 from skald.errors import InvalidMessage, UndeclaredMessage
-from skald.message import Message, Record, child_traceparent, message_type, new_id, root_traceparent, slot_of
+from skald.message import MAX_KEY, Message, Record, child_traceparent, message_type, new_id, root_traceparent, slot_of
 from skald.messaging.context import Cause, current_cause
 from skald.unit import Append, Tag, Unit
-
-MAX_KEY = 512
-"""Characters."""
 
 
 class _Plan(msgspec.Struct, frozen=True):

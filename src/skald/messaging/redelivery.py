@@ -77,6 +77,14 @@ class Redelivery:
     def next_due(self) -> int | None:
         return self._due[0][0] if self._due else None
 
+    def goes_on_at(self) -> int | None:
+        """When something will happen by itself: now, if a delivery has ended and what follows is yet to be decided."""
+        return self._clock.now() if self._ended else self.next_due()
+
+    def look(self) -> None:
+        """Asks for a look now, because the clock was set."""
+        self._wake()
+
     async def load(self, lanes: Collection[LaneState]) -> None:
         """Reads what lanes carry along: which keys are blocked, what is due, what a dead owner left behind."""
         heads = await parking.heads(self._store, self._group, self._origin)

@@ -17,9 +17,13 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from msgspec.structs import replace
+
 from skald.errors import ConfigurationError, Stopped
-from skald.message import Message, message_type
-from skald.messaging.definition import Handler, Queue, define
+from skald.message import Command, Message, MessageType, message_type
+from skald.messaging.definition import Handler, Keeping, Queue, define
+from skald.messaging.processes import Definition as ProcessDefinition
+from skald.messaging.processes import NotFound, Process, Registered, Role, TimeoutDue, check_state
 from skald.messaging.provider import Provider, provider_of
 from skald.messaging.router import Declaration
 from skald.messaging.starting import Start
@@ -27,6 +31,7 @@ from skald.messaging.transaction import Transaction
 from skald.retry import Policy
 from skald.store import Row, Store
 from skald.unit import LetterKind, Tag
+from skald.workflows.calling import Calls, results
 from skald.workflows.channels import Signal
 from skald.workflows.definition import Workflow
 from skald.workflows.letters import addressed
@@ -36,6 +41,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
+S = TypeVar("S", bound=Process)
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,40}")
 
 
@@ -47,7 +53,8 @@ class Service:
     ``transactions`` is a SQLAlchemy sessionmaker (or async_sessionmaker) or a psycopg pool on the service's PostgreSQL
     database: its transactions, those of handlers included, then run in such a session, which is ``tx.connection``.
     ``retention`` gives the days for which messages of a type are kept; events are kept for ever by default.
-    ``workflows`` are the workflows that run in the service's processes and are stored in its database.
+    ``workflows`` are the workflows that run in the service's processes and are stored in its database, ``calls`` the
+    commands that they ``call``.
     """
 
     def __init__(
@@ -62,7 +69,8 @@ class Service:
         start: Start = "start",
         retention: dict[type, float] | None = None,
         transactions: Any = None,
-        workflows: Iterable[Workflow[*tuple[Any, ...], Any]] = (),
+        workflows: Iterable[Workflow[..., Any]] = (),
+        calls: Iterable[type] = (),
     ) -> None:
         if not _NAME.fullmatch(name):
             raise ConfigurationError(
@@ -81,6 +89,8 @@ class Service:
         if len(set(names)) != len(names):
             double = sorted({each for each in names if names.count(each) > 1})
             raise ConfigurationError(f"Service({name!r}): two workflows are named {', '.join(double)}")
+        self.calls = Calls(name, [_command(name, cls) for cls in calls])
+        self.bind_workflows()
         self.handlers: list[Handler] = []
         self.providers: dict[type, Provider] = {}
         self._connection: Connection | None = None
@@ -92,13 +102,22 @@ class Service:
         exhausted: Callable[..., Any] | None = None,
         timeout: float = 30.0,
         name: str | None = None,
+        once_by: str | None = None,
+        compensates: Callable[..., Any] | None = None,
+        remember: float = 365.0,
     ) -> Callable[[F], F]:
         """Handles messages in order by key. What the function returns is published with what it wrote.
 
         ``exhausted`` is called instead of parking when all attempts have failed, with the message and the error;
-        what it returns is published. ``timeout`` (seconds) bounds one attempt.
+        what it returns is published. ``timeout`` (seconds) bounds one attempt. ``once_by`` names the field that says
+        which fact of its type it is: one that comes again, under another message id or key, is not handled again.
+        ``compensates`` is a handler of this service: what it did for the message's key is undone, once. Both are
+        remembered for ``remember`` days (of what can be undone: by the handler that does it).
         """
-        return self._register(types, name=name, retry=retry, exhausted=exhausted, timeout=timeout)
+        options: dict[str, Any] = {"retry": retry, "exhausted": exhausted, "timeout": timeout, "once_by": once_by}
+        if compensates is not None:
+            options["compensates"] = self._handler_of(compensates)
+        return self._register(types, name=name, remember=remember, **options)
 
     def queue(
         self,
@@ -108,10 +127,50 @@ class Service:
         exhausted: Callable[..., Any] | None = None,
         timeout: float = 30.0,
         name: str | None = None,
+        once_by: str | None = None,
+        remember: float = 365.0,
     ) -> Callable[[F], F]:
         """Handles messages as work: competing workers, by priority and due time, in no order by key, gone once done."""
-        queue = Queue(workers)
-        return self._register(types, name=name, retry=retry, exhausted=exhausted, timeout=timeout, queue=queue)
+        options = {"retry": retry, "exhausted": exhausted, "timeout": timeout, "queue": Queue(workers)}
+        return self._register(types, name=name, once_by=once_by, remember=remember, **options)
+
+    def process(
+        self,
+        state: type[S],
+        *,
+        by: str,
+        not_found: NotFound = "ignore",
+        name: str | None = None,
+        remember: float = 365.0,
+    ) -> Registered[S]:
+        """A process: a state per key, which events move on; see ``Process``. ``by`` is the field of the messages that
+        says which one is meant.
+
+        ``not_found`` says what becomes of a message for one that has not started or has ended: it is ignored; it fails,
+        and is tried again and parked as its ``retry`` says; or a function of the message returns what is published.
+        A process that has ended is remembered for ``remember`` days, and does not start again.
+        """
+        where = f"{self.name}.process({getattr(state, '__name__', state)!s})"
+        check_state(state, where)
+        definition = ProcessDefinition(name or state.__name__, state)
+        if any(handler.keeps and _plays_in(handler.keeps, definition.name) for handler in self.handlers):
+            raise ConfigurationError(f"{where}: {self.name} already has a process of this name, give it name=")
+
+        def register(types: Sequence[type], role: Role, **options: Any) -> Callable[[F], F]:
+            def decorate(function: F) -> F:
+                own = f"{definition.name}.{function.__name__}"
+                options["queue"] = Queue() if role.timeout is not None else None
+                self._register(types, name=own, role=role, remember=remember, **options)(function)
+                handler = self.handlers[-1]
+                if role.timeout is not None:
+                    if role.timeout in definition.timeouts:
+                        raise ConfigurationError(f"{handler.filename}:{handler.line}: {role.timeout!r} has a function")
+                    definition.timeouts[role.timeout] = own
+                return function
+
+            return decorate
+
+        return Registered(definition, by, not_found, register)
 
     def _register(self, types: Sequence[type], **options: Any) -> Callable[[F], F]:
         def register(function: F) -> F:
@@ -122,9 +181,26 @@ class Service:
                     "its name stands in stored retries, so give this one another with name="
                 )
             self.handlers.append(handler)
+            if handler.keeps is not None and handler.keeps.undoes is not None:
+                self._is_compensated(handler.keeps.undoes)
             return function
 
         return register
+
+    def _handler_of(self, function: Callable[..., Any]) -> Handler:
+        for handler in self.handlers:
+            if handler.function is function:
+                return handler
+        raise ConfigurationError(
+            f"compensates={getattr(function, '__name__', function)!s} is no handler of {self.name}: "
+            f"register it first, with @{self.name}.on"
+        )
+
+    def _is_compensated(self, name: str) -> None:
+        for place, handler in enumerate(self.handlers):
+            if handler.name == name:
+                keeps = replace(handler.keeps or Keeping(), compensated=True)
+                self.handlers[place] = replace(handler, keeps=keeps)
 
     def provide(self, function: F) -> F:
         """Registers a dependency: a function annotated with what it returns, sync or async.
@@ -137,7 +213,10 @@ class Service:
         return function
 
     def declaration(self) -> Declaration:
-        return Declaration(self.name, tuple(self.handlers), self.publishes, self.lanes)
+        # Timeouts come through no log.
+        timeouts = [handler for handler in self.handlers if handler.types == (message_type(TimeoutDue),)]
+        handlers = [replace(handler, types=()) if handler in timeouts else handler for handler in self.handlers]
+        return Declaration(self.name, tuple(handlers), self.publishes, self.lanes, self.calls.kinds)
 
     # --- while connected ----------------------------------------------------------------------------------------------
 
@@ -159,6 +238,11 @@ class Service:
         if connection is not None and self._connection is not None:
             raise ConfigurationError(f"service {self.name!r} is connected already")
         self._connection = connection
+
+    def bind_workflows(self) -> None:
+        """Lets its workflows call what it declares; one may have been another service's before."""
+        for workflow in self.workflows:
+            workflow.calls = self.calls
 
     async def publish(
         self, *messages: Message, key: str | None = None, priority: int = 0, delay: float = 0
@@ -187,3 +271,17 @@ class Service:
     async def fetch(self, sql: str, /, **values: Any) -> list[Row]:
         """Reads committed rows of this service's database."""
         return await self.connection.store.fetch(sql, **values)
+
+
+def _command(service: str, cls: type) -> MessageType:
+    """One that workflows may call; what its class says of its result is looked at here."""
+    if not issubclass(cls, Command):
+        raise ConfigurationError(
+            f"Service({service!r}, calls=[{getattr(cls, '__name__', cls)!s}]): name classes of Command"
+        )
+    results(cls)
+    return message_type(cls)
+
+
+def _plays_in(keeps: Keeping, process: str) -> bool:
+    return keeps.role is not None and keeps.role.process.name == process

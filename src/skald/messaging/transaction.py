@@ -2,22 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, TypeVar, TypeVarTuple
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar, TypeVarTuple, Unpack
 
 from skald import store as contract
 from skald.errors import WorkflowExists
 from skald.message import Message, new_id
+from skald.messaging.context import correlation
 from skald.messaging.definition import TransactionMarker
+from skald.messaging.local import LocalWorkflows
 from skald.messaging.publisher import Publisher
-from skald.unit import Committed, Letter, LetterKind, Tag, Unit, WorkflowWrites
+from skald.unit import Committed, Letter, LetterKind, Tag, Unit, WorkflowStart, WorkflowWrites
 from skald.workflows.channels import Signal
-from skald.workflows.definition import Existing, Options, Workflow
 from skald.workflows.letters import addressed, delayed, started
+from skald.workflows.starting import StartOptions, Work, options_of, started_by
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
+
+
+class Starts:
+    """What the handlers of one transaction start, written together when they are through. What ``local`` takes belongs
+    to this process then."""
+
+    def __init__(self, inner: contract.Transaction, local: LocalWorkflows) -> None:
+        self._inner, self._local = inner, local
+        self._pending: list[WorkflowStart] = []
+        self._written: list[WorkflowStart] = []
+
+    def add(self, start: WorkflowStart) -> None:
+        self._pending.append(self._local.take(start))
+
+    async def write(self) -> None:
+        """All whose id does not exist."""
+        starts = {start.id: start for start in reversed(self._pending)}
+        self._pending.clear()
+        while starts:
+            try:
+                await self._inner.apply(Unit(workflows=WorkflowWrites(starts=tuple(starts.values()))))
+            except WorkflowExists as error:
+                del starts[error.id]
+            else:
+                self._written += starts.values()
+                return
+
+    def committed(self) -> None:
+        if self._written:
+            self._local.begin([start for start in self._written if start.owner is not None])
+
+    def failed(self) -> None:
+        """Nobody knows whether it was committed."""
+        self._local.look_for(start for start in self._written if start.owner is not None)
 
 
 class Transaction(TransactionMarker):
@@ -28,8 +64,9 @@ class Transaction(TransactionMarker):
     take are held until then.
     """
 
-    def __init__(self, inner: contract.Transaction, publisher: Publisher) -> None:
-        self._inner, self._publisher = inner, publisher
+    def __init__(self, inner: contract.Transaction, publisher: Publisher, starts: Starts | None = None) -> None:
+        """Where ``starts`` are given, whoever ends the transaction writes them."""
+        self._inner, self._publisher, self._starts = inner, publisher, starts
         self._units: list[Unit] = []
 
     @property
@@ -53,9 +90,18 @@ class Transaction(TransactionMarker):
         """The database's clock, microseconds since 1970."""
         return await self._inner.now()
 
-    def savepoint(self) -> AbstractAsyncContextManager[None]:
+    @asynccontextmanager
+    async def savepoint(self) -> AsyncIterator[None]:
         """Undoes what the block did if it raises, and only that (messages published in it are kept)."""
-        return self._inner.savepoint()
+        starts = self._starts
+        if starts is not None:
+            await starts.write()
+        async with self._inner.savepoint():
+            self._starts = None
+            try:
+                yield
+            finally:
+                self._starts = starts
 
     def publish(self, *messages: Message, key: str | None = None, priority: int = 0, delay: float = 0) -> None:
         """Publishes when the transaction commits, or not at all. A bad message raises here, at its line."""
@@ -70,27 +116,30 @@ class Transaction(TransactionMarker):
 
     async def start(
         self,
-        workflow: Workflow[*Ts, Any],
+        workflow: Callable[[Unpack[Ts]], Work[object]],
         *args: *Ts,
-        id: str | None = None,
-        key: str | None = None,
-        delay: float = 0.0,
-        existing: Existing = "return",
+        **options: Unpack[StartOptions],
     ) -> str:
         """Starts a workflow of this service when the transaction commits, or not at all; returns its id.
 
         See ``Workflow.start``. ``WorkflowExists`` for an id that exists leaves the transaction usable; with
         ``existing="return"`` it is not raised, and what runs under the id is not compared.
         """
-        body, run = workflow.signature.encode(args, {}), new_id()
-        id = run if id is None else id
-        start = started(workflow.name, body, run, id, Options(id, key, delay, existing), self._publisher.now())
-        if delay:
-            start = await delayed(start, delay, self._inner.now)
+        found, chosen = started_by(workflow), options_of(options)
+        (body, _), run = found.signature.input(args), new_id()
+        id = run if chosen.id is None else chosen.id
+        start = started(found, body, run, id, chosen, self._publisher.now(), correlation())
+        if chosen.delay:
+            start = await delayed(start, chosen.delay, self._inner.now)
+        if self._starts is not None:
+            if chosen.existing == "return" and chosen.key is None:
+                self._starts.add(start)  # there is nothing that its caller would have to be told
+                return id
+            await self._starts.write()
         try:
             await self._inner.apply(Unit(workflows=WorkflowWrites(starts=(start,))))
         except WorkflowExists:
-            if existing == "reject":
+            if chosen.existing == "reject":
                 raise
         return id
 
@@ -117,5 +166,5 @@ async def user_transaction(store: contract.Store, publisher: Publisher) -> Async
     async with store.transaction() as inner:
         transaction = Transaction(inner, publisher)
         yield transaction
-        for unit in transaction.collected():
-            await inner.apply(unit)
+        if units := transaction.collected():
+            await inner.apply_all(units)

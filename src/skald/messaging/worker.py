@@ -63,6 +63,21 @@ class Worker:
         self._stopping = True
         self._wake.set()
 
+    @property
+    def busy(self) -> int:
+        """Work that is being done, or just being taken."""
+        return len(self._active) + self._uncertain
+
+    async def due(self) -> int | None:
+        """When further work is due that there is a seat for."""
+        if self.busy >= self._seats:
+            return None
+        return (await parking.next_work(self._store, self._group, self._handler.name))[0]
+
+    def look(self) -> None:
+        """Asks for a look now, because the clock was set."""
+        self._wake.set()
+
     async def run(self) -> None:
         """Until ``stop``; then ends what is being worked on, in order if there is time."""
         pause = 0.1

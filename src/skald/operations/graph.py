@@ -5,7 +5,8 @@ from __future__ import annotations
 import msgspec
 
 from skald.app import App
-from skald.message import Kind
+from skald.message import Kind, message_type
+from skald.messaging.calls import Handled
 
 
 class Edge(msgspec.Struct, frozen=True):
@@ -35,6 +36,8 @@ def draw_graph(app: App) -> Graph:
     services = [Node(name, service.team) for name, service in app.services.items()]
     edges = _edges(app)
     read = {edge.type for edge in edges}
+    # ``Handled`` is for workflows that call, and only if they do.
+    read.add(message_type(Handled).name)
     unread = sorted(name for name in app.topology.owners if name not in read)
     return Graph(services, edges, unread, _mermaid(services, edges, unread))
 

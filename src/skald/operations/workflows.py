@@ -19,6 +19,7 @@ import msgspec
 from skald.app import App
 from skald.clock import SystemClock, to_rfc3339
 from skald.errors import ConfigurationError, SkaldError, UnreadableMessage, WorkflowBusy, WorkflowEnded
+from skald.messaging.service import Service
 from skald.operations.access import NotFound, change, chosen, members, opened, scrubbed, unknown
 from skald.operations.events import readable
 from skald.sql import blocks
@@ -26,17 +27,18 @@ from skald.store import Store
 from skald.unit import AddressKind, Committed, EntryKind, JournalEntry, LetterKind, Unit, WorkflowState
 from skald.workflows import journal
 from skald.workflows.client import AnyWorkflow, Client, outside
-from skald.workflows.definition import Options
 from skald.workflows.failure import decode_failure
 from skald.workflows.replay import Machine
 from skald.workflows.saved import History, Replayer, saved
+from skald.workflows.signature import identity_of
+from skald.workflows.starting import Options
 
 _SQL = blocks("skald.operations", "workflows")
 BATCH = 200
 FIRST_RUN = "00000000-0000-0000-0000-000000000000"
 MAX_REASON = 500
 """Characters."""
-_FAILURES = (EntryKind.STEP_FAILED, EntryKind.CHILD_FAILED)
+_FAILURES = (EntryKind.STEP_FAILED, EntryKind.CHILD_FAILED, EntryKind.FORGOTTEN)
 _TEXTS = (LetterKind.CANCEL, LetterKind.TERMINATE, LetterKind.PAUSE)
 
 _stubborn: list[Any] = []
@@ -83,7 +85,9 @@ class LetterView(msgspec.Struct, frozen=True):
 
 
 class WorkflowDetail(msgspec.Struct, frozen=True):
-    """``letters`` were not taken yet. ``outcome`` is the result, the failure, or why it is paused."""
+    """``letters`` were not taken yet; a ``call`` waits for its answer, and a
+    lock stays while it is waited for or held. ``outcome`` is the result, the failure, or why
+    it is paused."""
 
     workflow: WorkflowView
     parent: str | None
@@ -136,26 +140,30 @@ class Replayed(msgspec.Struct, frozen=True):
 
 def service_of(app: App, name: str | None = None) -> str:
     """The service that is named, or the only one that has workflows."""
+    return only_one(app, name, "workflows", lambda service: bool(service.workflows))
+
+
+def only_one(app: App, name: str | None, what: str, has: Callable[[Service], bool]) -> str:
     if name is not None:
         return chosen(app, [name])[0]
-    having = [service.name for service in app.services.values() if service.workflows]
+    having = [service.name for service in app.services.values() if has(service)]
     if len(having) != 1:
         raise ConfigurationError(
-            f"which service? These have workflows, name one with --service: {', '.join(sorted(having))}"
+            f"which service? These have {what}, name one with --service: {', '.join(sorted(having))}"
             if having
-            else "no service of this application has workflows"
+            else f"no service of this application has {what}"
         )
     return having[0]
 
 
-def _declared(app: App, service: str, name: str) -> AnyWorkflow:
+def declared(app: App, service: str, name: str) -> AnyWorkflow:
     known = {workflow.name: workflow for workflow in app.service(service).workflows}
     if name not in known:
         raise unknown("workflow", name, known)
     return known[name]
 
 
-async def _known(store: Store, id: str) -> journal.Known:
+async def last_run(store: Store, id: str) -> journal.Known:
     known = await journal.by_id(store, id)
     if known is None:
         raise NotFound(f"{store.service} has no workflow with the id {id!r}; see them with: skald workflows list")
@@ -223,7 +231,7 @@ def _waits_for(state: str, wake_at: int | None) -> str:
 async def show_workflow(app: App, id: str, service: str | None = None) -> WorkflowDetail:
     """The last run of an id."""
     async with opened(app, service_of(app, service)) as store:
-        known = await _known(store, id)
+        known = await last_run(store, id)
         [view] = await _views(store, ["w.run = :run"], 1, {"run": known.run})
         key = None if view.ended_at else view.key  # of an ended one it is somebody else's
         letters = await store.fetch(_SQL["letters"], run=known.run, id=id, key=key)
@@ -249,7 +257,13 @@ def entry_view(entry: JournalEntry) -> EntryView:
 def _letter(row: dict[str, Any]) -> LetterView:
     kind = LetterKind(row["kind"])
     payload = _shown(row["payload"], text=kind in _TEXTS)
-    return LetterView(to_rfc3339(row["time"]), kind.name.lower(), row["name"], payload)
+    name = row["name"]
+    if kind in (LetterKind.LOCK, LetterKind.LOCK_WAITS, LetterKind.LOCK_HELD):
+        return LetterView(to_rfc3339(row["time"]), kind.name.lower(), name, None)
+    if kind in (LetterKind.CALL, LetterKind.ANSWER):
+        command, _, occurrence = identity_of(name)
+        name = f"{command}#{occurrence}"
+    return LetterView(to_rfc3339(row["time"]), kind.name.lower(), name, payload)
 
 
 def _shown(body: bytes | None, *, failure: bool = False, text: bool = False) -> Any:
@@ -265,7 +279,7 @@ def _shown(body: bytes | None, *, failure: bool = False, text: bool = False) -> 
 async def workflow_history(app: App, id: str, service: str | None = None) -> History:
     """The last run of an id, to be saved."""
     async with opened(app, service_of(app, service)) as store:
-        known = await _known(store, id)
+        known = await last_run(store, id)
         entries = [saved(entry) for entry in await journal.history(store, known.run)]
     return History(known.workflow, id, known.run, known.started_at, msgspec.Raw(known.input), entries)
 
@@ -284,13 +298,13 @@ class _Committer:
 
 
 @asynccontextmanager
-async def _client(app: App, service: str | None) -> AsyncIterator[Client]:
+async def client_of(app: App, service: str | None) -> AsyncIterator[Client]:
     name = service_of(app, service)
     async with opened(app, name) as store:
         yield Client(name, app.service(name).workflows, store, _Committer(store), SystemClock())
 
 
-async def _told(store: Store, known: journal.Known, started: bool = False) -> Told:
+async def told(store: Store, known: journal.Known, started: bool = False) -> Told:
     running = any(gone is None for _, gone in await members(store))
     return Told(store.service, known.id, known.workflow, known.state.value, running, started)
 
@@ -306,13 +320,13 @@ async def start_workflow(
     service: str | None = None,
 ) -> Told:
     """``arguments`` are JSON texts, by position. The same id and arguments again are the same workflow."""
-    workflow = _declared(app, service_of(app, service), name)
+    workflow = declared(app, service_of(app, service), name)
     args = _arguments(workflow, arguments)
-    async with _client(app, service) as client:
+    async with client_of(app, service) as client:
         before = await journal.by_id(client.store, id)
         await client.start_workflow(workflow, args, Options(id, key, delay))
-        known = await _known(client.store, id)
-        return await _told(client.store, known, before is None or before.run != known.run)
+        known = await last_run(client.store, id)
+        return await told(client.store, known, before is None or before.run != known.run)
 
 
 def _arguments(workflow: AnyWorkflow, texts: Sequence[str]) -> tuple[Any, ...]:
@@ -321,7 +335,7 @@ def _arguments(workflow: AnyWorkflow, texts: Sequence[str]) -> tuple[Any, ...]:
     if len(texts) > len(names):
         takes = ", ".join(names) or "none"
         raise ConfigurationError(f"{workflow.name} takes {len(names)} arguments ({takes}), and {len(texts)} were given")
-    given = [msgspec.Raw(_json(f"argument {n}", text)) for n, text in enumerate(texts, start=1)]
+    given = [msgspec.Raw(json_body(f"argument {n}", text)) for n, text in enumerate(texts, start=1)]
     try:
         args, _ = workflow.signature.decode(msgspec.json.encode(dict(zip(names, given, strict=False))))
     except UnreadableMessage as error:
@@ -329,7 +343,7 @@ def _arguments(workflow: AnyWorkflow, texts: Sequence[str]) -> tuple[Any, ...]:
     return tuple(args)
 
 
-def _json(what: str, text: str) -> bytes:
+def json_body(what: str, text: str) -> bytes:
     body = text.encode(errors="surrogateescape")
     try:
         msgspec.json.decode(body)
@@ -342,24 +356,24 @@ async def signal_workflow(
     app: App, signal: str, payload: str, *, id: str | None = None, key: str | None = None, service: str | None = None
 ) -> Told:
     """``payload`` is a JSON text and sent as it is: what type the workflow expects is known to its code alone."""
-    body = _json("the signal", payload)
+    body = json_body("the signal", payload)
     if (id is None) == (key is None):
         raise ConfigurationError("whom is the signal for? Name the workflow by its id, or by --key, and not both")
-    async with _client(app, service) as client:
+    async with client_of(app, service) as client:
         if key is not None:
             found = await client.store.fetch(_SQL["by_key"], key=key)
             if not found:
                 raise NotFound(f"{client.store.service} has no open workflow with the key {key!r}")
             id = found[0]["id"]
         assert id is not None
-        known = await _open(client.store, id)
+        known = await open_run(client.store, id)
         by, address = (AddressKind.ID, id) if key is None else (AddressKind.KEY, key)
         await client.send(LetterKind.SIGNAL, by, address, signal, body)
-        return await _told(client.store, known)
+        return await told(client.store, known)
 
 
-async def _open(store: Store, id: str) -> journal.Known:
-    known = await _known(store, id)
+async def open_run(store: Store, id: str) -> journal.Known:
+    known = await last_run(store, id)
     if known.end is not None:
         raise WorkflowEnded(id, known.state.value)
     return known
@@ -381,13 +395,13 @@ async def pause_workflow(app: App, id: str, *, reason: str = "", service: str | 
 
 async def _send(app: App, kind: LetterKind, id: str, reason: str, service: str | None) -> Told:
     """Also to a workflow whose code this program does not have."""
-    async with _client(app, service) as client:
-        known = await _open(client.store, id)
+    async with client_of(app, service) as client:
+        known = await open_run(client.store, id)
         if kind == LetterKind.PAUSE and known.state == WorkflowState.PAUSED:
             # It would find the letter when it is resumed, and pause again.
             raise WorkflowBusy(f"workflow {id!r} is paused already")
         await client.send(kind, AddressKind.ID, id, "", reason[:MAX_REASON].encode(errors="replace"))
-        return await _told(client.store, known)
+        return await told(client.store, known)
 
 
 async def resume_workflow(app: App, id: str, *, service: str | None = None) -> Told:
@@ -396,16 +410,16 @@ async def resume_workflow(app: App, id: str, *, service: str | None = None) -> T
 
 
 async def retry_workflow(app: App, id: str, *, service: str | None = None) -> Told:
-    """Lets a failed one go on before the step that failed last."""
+    """Lets a failed one go on: what failed last is forgotten, and is run again."""
     return await _reopen(app, journal.retry, id, service)
 
 
 async def _reopen(app: App, how: Callable[[Store, str], Any], id: str, service: str | None) -> Told:
     async with opened(app, service_of(app, service)) as store:
-        await _known(store, id)
+        await last_run(store, id)
         await how(store, id)
         store.workflows.ring()
-        return await _told(store, await _known(store, id))
+        return await told(store, await last_run(store, id))
 
 
 # --- on the present code ----------------------------------------------------------------------------------------------
@@ -414,6 +428,7 @@ async def _reopen(app: App, how: Callable[[Store, str], Any], id: str, service: 
 async def check_workflows(app: App, services: Iterable[str] = (), *, limit: int | None = None) -> Check:
     """Replays every open workflow, at most ``limit``, the oldest of each service first; says which would break."""
     checked, broken = 0, list[Broken]()
+    _ = app.topology  # says what answers the calls of workflows
     for name in chosen(app, services):
         known = {workflow.name: workflow for workflow in app.service(name).workflows}
         async with opened(app, name) as store:
@@ -464,7 +479,7 @@ def replay_history(
 ) -> Replayed:
     """On the code of this process, and on this thread, so that a debugger stops in it. Raises ``Diverged``; call it
     outside of any task."""
-    workflow = _declared(app, service_of(app, service), history.workflow)
+    workflow, _ = declared(app, service_of(app, service), history.workflow), app.topology
     machine = Replayer(workflow, history, lambda entry: tell(entry_view(entry)))
     try:
         machine.replay(history.journal())

@@ -1,10 +1,11 @@
 """Retention: deletes what nobody needs any more, in small batches, below the slowest registered reader.
 
 Events are kept for ever, unless the service declares days for their type. Commands and replies are kept for a week
-(a reader that was restored from a backup reads them again), answers of the HTTP face too, and what the store keeps for
-itself for a day. A message is deleted only when every lane of every reader stands *behind* it: the one that a cursor
-points at stays, because the reader compares its id. If one reader's database cannot be asked, nothing is deleted, and
-that is told. The floors (of all types together, and of each) rise in the transaction that deletes.
+(a reader that was restored from a backup reads them again), answers of the HTTP face too, what handlers remember of
+keys as long as they say, and what the store keeps for itself for a day. A message is deleted only when every lane of
+every reader stands *behind* it: the one that a cursor points at stays, because the reader compares its id. If one
+reader's database cannot be asked, nothing is deleted, and that is told. The floors (of all types together, and of each)
+rise in the transaction that deletes.
 
 The log is walked by its primary key, a page at a time, from where the last walk found nothing due any more; there is
 no index on types or times that every append would have to pay for. One process of a service prunes (``leads``); if two
@@ -21,6 +22,7 @@ import msgspec
 
 from skald.clock import Clock
 from skald.errors import SkaldError
+from skald.messaging.definition import remembered
 from skald.messaging.outcome import describe
 from skald.messaging.service import Service
 from skald.sql import blocks
@@ -55,6 +57,7 @@ class Pruned(msgspec.Struct):
     events: int = 0
     messages: int = 0
     idempotency: int = 0
+    marks: int = 0
     own: int = 0
 
 
@@ -120,6 +123,7 @@ class Pruner:
         if now >= self._rarely_at:
             self._rarely_at = now + round(RARELY * 1e6)
             done.idempotency = await self._forget_answers(now)
+            done.marks = await self._forget_marks(now)
             done.own = await self._store.tidy()
         return done
 
@@ -192,13 +196,30 @@ class Pruner:
             await asyncio.sleep(PAUSE)
         return deleted
 
+    async def _forget_marks(self, now: int) -> int:
+        deleted = 0
+        for (kind, name), days in remembered(self._service.handlers).items():
+            before, key = now - round(days * _DAY), ""
+            while not self._stopping.is_set():
+                of = {"kind": kind.value, "name": name, "key": key}
+                rows = await self._store.fetch(_SQL["marks"], limit=self._settings.batch, **of)
+                if not rows:
+                    break
+                key = rows[-1]["key"]
+                if any(row["updated_at"] < before for row in rows):
+                    async with self._store.transaction() as tx:
+                        deleted += await tx.execute(_SQL["delete_marks"], before=before, last=key, **of)
+                await asyncio.sleep(PAUSE)
+        return deleted
+
 
 async def _raise_floor(tx: Transaction, key: str, position: int) -> None:
     await tx.execute(_SQL["raise_floor"], key=key, position=str(position))
 
 
 def _commands(service: Service) -> set[str]:
-    kinds = [*service.publishes, *(kind for handler in service.handlers for kind in (*handler.types, *handler.returns))]
+    of_handlers = (kind for handler in service.handlers for kind in (*handler.types, *handler.returns))
+    kinds = [*service.publishes, *service.calls.kinds, *of_handlers]
     return {kind.name for kind in kinds if kind.kind == "command"}
 
 

@@ -75,6 +75,7 @@ class ConnectedService:
         self.committer.start()
         self.service.bind(Connection(self.store, self.publisher, self.committer, self.workflows))
         self._bound = True
+        self.service.bind_workflows()
         self.workflows.bind()
         self._workflows_bound = True
 
@@ -123,12 +124,15 @@ class RunningService:
             store=self._store, service=self._service, readers=readers, clock=clock, settings=self._settings.pruner,
             leads=lambda: self._balance.leads,
         )  # fmt: skip
+        self.invoker: Invoker | None = None
         self.executor: Executor | None = None
         if self._service.workflows:
             self.executor = Executor(
                 self._service.name, connected.workflows, store=self._store, committer=connected.committer, clock=clock,
                 owner=self.member.id, lose=self._lose, settings=self._settings.workflows,
-                steps=StepRunner(self._service.name, connected.transaction, self.member.id),
+                steps=StepRunner(
+                    self._service.name, connected.transaction, self.member.id, connected.committer, clock
+                ),
             )  # fmt: skip
         self._tasks: list[asyncio.Task[None]] = []
         self._resources = AsyncExitStack()
@@ -139,8 +143,14 @@ class RunningService:
         wanted = {cls for h in handlers for cls in h.injected.values() if not injectable(cls)}
         dependencies = await provide(self._service.providers, wanted, self._resources)
         try:
-            invoker = Invoker(
-                self._service.name, handlers, dependencies, self._connected.publisher, self._clock, self._memory
+            self.invoker = invoker = Invoker(
+                self._service.name,
+                handlers,
+                dependencies,
+                self._connected.publisher,
+                self._clock,
+                self._memory,
+                self._store,
             )
             self._resources.callback(invoker.close)
             rows = await cursor.lanes(self._store, self._service.name)
@@ -235,6 +245,7 @@ class RunningService:
             owner=self.member.id,
             settings=self._settings.consumer,
             ran=self._memory.stretch,
+            local=self.executor.local if self.executor else None,
         )
         self.consumers.append(consumer)
         self._spawn(consumer.run(), f"skald:{self._service.name}:{subscription.origin}")
@@ -265,7 +276,7 @@ class RunningService:
         for worker in self.workers:
             await worker.stop()
         if self.executor:
-            await self.executor.stop()
+            await self.executor.stop(lost=self.lost.is_set())
         if self._pruner is not None:
             await self._pruner.stop()
         if self._tasks:

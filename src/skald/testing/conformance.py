@@ -21,14 +21,17 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 import pytest_asyncio
 
-_PARTS = ("units", "inbox", "log", "transactions", "schema", "members", "workflows")
+_PARTS = ("units", "inbox", "log", "transactions", "schema", "members", "workflows", "sagas", "marks", "locks")
 pytest.register_assert_rewrite(*(f"skald.testing.store_{part}" for part in _PARTS))
 
 from skald.store import Store  # noqa: E402 — asserts are rewritten only in modules that are not imported yet
 from skald.testing.model import check_against_model  # noqa: E402
 from skald.testing.store_inbox import InboxConformance  # noqa: E402
+from skald.testing.store_locks import LockConformance  # noqa: E402
 from skald.testing.store_log import LogConformance  # noqa: E402
+from skald.testing.store_marks import MarkConformance  # noqa: E402
 from skald.testing.store_members import MembersConformance  # noqa: E402
+from skald.testing.store_sagas import SagaConformance  # noqa: E402
 from skald.testing.store_schema import SchemaConformance  # noqa: E402
 from skald.testing.store_transactions import TransactionConformance  # noqa: E402
 from skald.testing.store_units import UnitConformance  # noqa: E402
@@ -46,6 +49,9 @@ class StoreConformance(
     MembersConformance,
     SchemaConformance,
     WorkflowConformance,
+    SagaConformance,
+    MarkConformance,
+    LockConformance,
 ):
     """Needs the fixture ``new_handle``; gives ``new_store`` (opens another handle) and ``store`` (the first
     one).

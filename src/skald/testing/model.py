@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from msgspec.structs import replace
 
-from skald.errors import Conflict, CursorMoved, DeliveryGone, Fenced, Rejection
+from skald.errors import Conflict, CursorMoved, DeliveryGone, Fenced, MarkMoved, Rejection
 from skald.message import Record
 from skald.store import Store
-from skald.testing.samples import record
-from skald.unit import Append, Committed, CursorMove, Delivery, DeliveryState, Resolve, Tag, Unit
+from skald.testing.samples import START, record
+from skald.unit import Append, Committed, CursorMove, Delivery, DeliveryState, Mark, MarkKind, Resolve, Tag, Unit
 
 T = TypeVar("T")
 Run = Callable[[Coroutine[Any, Any, T]], T]
@@ -48,6 +48,8 @@ class ModelStore:
     fences: set[str] = field(default_factory=set)
     cursors: dict[tuple[str, str, int], Cursor] = field(default_factory=dict)
     deliveries: dict[Place, Delivery] = field(default_factory=dict)
+    marks: dict[str, tuple[int, str]] = field(default_factory=dict)
+    """Version and state, by key."""
     log: list[tuple[int, str, str, str | None, int | None]] = field(default_factory=list)
 
     def failing(self, unit: Unit) -> set[type[Rejection]]:
@@ -61,6 +63,8 @@ class ModelStore:
             kinds.add(DeliveryGone)
         if not all(self.heads.get(key, 0) == expected for key, expected in _expected(unit)):
             kinds.add(Conflict)
+        if not all(self.marks.get(mark.key, (0, ""))[0] == mark.expected for mark in unit.marks):
+            kinds.add(MarkMoved)
         return kinds
 
     def apply(self, unit: Unit, committed: Committed) -> None:
@@ -75,9 +79,11 @@ class ModelStore:
         for tag in unit.tags:
             self.heads[f"tag:{tag.tag}"] = self.heads.get(f"tag:{tag.tag}", 0) + tag.bump
         for resolve in unit.resolves:
-            del self.deliveries[_place(resolve)]
+            self.deliveries.pop(_place(resolve), None)
         for delivery in unit.deliveries:
             self.deliveries[delivery.group, delivery.handler, delivery.origin, delivery.record.position] = delivery
+        for mark in unit.marks:
+            self.marks[mark.key] = mark.expected + 1, mark.state
         if unit.cursor is not None:
             cursor = self.cursors[unit.cursor.group, unit.cursor.origin, unit.cursor.lane]
             cursor.position, cursor.message_id = unit.cursor.to_position, unit.cursor.to_id
@@ -103,6 +109,8 @@ class ModelStore:
 
     def _delivery_fits(self, resolve: Resolve) -> bool:
         found = self.deliveries.get(_place(resolve))
+        if not resolve.required:
+            return True
         return found is not None and (resolve.owner is None or resolve.owner == found.owner)
 
 
@@ -134,7 +142,8 @@ shapes = st.fixed_dictionaries(
         "fence": st.none() | small,
         "cursor": st.none() | st.tuples(small, st.sampled_from(["right", "right", "position", "version", "owner"])),
         "deliveries": st.lists(small, max_size=2, unique=True),
-        "resolves": st.dictionaries(small, st.sampled_from(["none", "right", "wrong"]), max_size=2),
+        "resolves": st.dictionaries(small, st.sampled_from(["none", "right", "wrong", "anyway"]), max_size=2),
+        "marks": st.dictionaries(small, st.sampled_from(["right", "right", "wrong", "new"]), max_size=2),
     }
 )
 
@@ -202,7 +211,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @invariant()
     def agree(self) -> None:
-        """Log, heads, cursors and deliveries are what the model says."""
+        """Log, heads, cursors, deliveries and marks are what the model says."""
         if not hasattr(self, "start"):
             return
         log = self.run(self.store.log.read(self.start + 1, 10_000))
@@ -211,6 +220,7 @@ class StoreMachine(RuleBasedStateMachine):
         assert self._cursors() == {place: (c.position, c.message_id) for place, c in self.model.cursors.items()}
         wanted = {place: (d.state.value, d.owner, d.record.id) for place, d in self.model.deliveries.items()}
         assert self._deliveries() == wanted
+        assert self._marks() == self.model.marks
 
     # --- units ----------------------------------------------------------------------------------------------
 
@@ -224,6 +234,7 @@ class StoreMachine(RuleBasedStateMachine):
             cursor=None if shape["cursor"] is None else self._move(*shape["cursor"]),
             deliveries=tuple(self._delivery(n) for n in shape["deliveries"]),
             resolves=tuple(self._resolve(n, how) for n, how in shape["resolves"].items()),
+            marks=tuple(self._mark(n, how) for n, how in shape["marks"].items()),
         )
 
     def _called(self, what: str, number: int) -> str:
@@ -257,7 +268,14 @@ class StoreMachine(RuleBasedStateMachine):
     def _resolve(self, number: int, how: str) -> Resolve:
         found = self.model.deliveries.get((self.name, "h", "origin", number))
         right = found.owner if found is not None else None
-        return Resolve(self.name, "h", "origin", number, {"none": None, "right": right, "wrong": "nobody"}[how])
+        owner = {"none": None, "anyway": None, "right": right, "wrong": "nobody"}[how]
+        return Resolve(self.name, "h", "origin", number, owner, how != "anyway")
+
+    def _mark(self, number: int, how: str) -> Mark:
+        key = self._called("k", number)
+        actual = self.model.marks.get(key, (0, ""))[0]
+        expected = {"right": actual, "wrong": actual + 1, "new": 0}[how]
+        return Mark(MarkKind.EFFECT, self.name, key, expected, f"state{actual}", START)
 
     # --- the store ------------------------------------------------------------------------------------------
 
@@ -301,6 +319,10 @@ class StoreMachine(RuleBasedStateMachine):
             )
             for row in rows
         }
+
+    def _marks(self) -> dict[str, tuple[int, str]]:
+        rows = self.run(self.store.fetch("SELECT key, version, state FROM skald_marks WHERE name = :g", g=self.name))
+        return {row["key"]: (row["version"], row["state"]) for row in rows}
 
 
 def check_against_model(run: Run[Any], store: Store, examples: int, shrink: bool) -> None:

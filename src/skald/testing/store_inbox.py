@@ -103,3 +103,9 @@ class InboxConformance:
         await commit(store, handed_on)
         rows = await store.fetch("SELECT attempts, owner FROM skald_deliveries")
         assert rows == [{"attempts": 1, "owner": None}]
+
+    async def test_one_that_need_not_be_there_rejects_nothing(self, store: Store) -> None:
+        await commit(store, Unit(deliveries=(delivery(7, owner="p"), delivery(8))))
+        resolves = [Resolve("g", "h", "origin", position, required=False) for position in (7, 9)]
+        await commit(store, Unit(resolves=tuple(resolves), events=records(1)))
+        assert await store.fetch("SELECT position FROM skald_deliveries") == [{"position": 8}]

@@ -88,6 +88,18 @@ class TransactionConformance:
             assert await names(other) == await names(store) == []
             assert await other.log.end() == (0, None)
 
+    async def test_units_are_applied_together_or_not_at_all(self, store: Store) -> None:
+        first, second = Unit(appends=(Append("a", records(1)),)), Unit(appends=(Append("b", records(2)),))
+        async with store.transaction() as tx:
+            committed = await tx.apply_all([first, plain(), second])
+            assert [one.versions for one in committed] == [(1,), (), (2,)]
+            assert len({position for one in committed for position in one.positions}) == 4
+            wrong = Unit(appends=(Append("b", records(1), expected=7),))
+            with pytest.raises(Conflict):
+                await tx.apply_all([first, wrong])
+            assert (await tx.apply(first)).versions == (2,), "nothing of the refused ones was applied"
+        assert await store.fetch("SELECT count(*) AS n FROM skald_events") == [{"n": 5}]
+
     async def test_a_savepoint_undoes_its_block_only(self, store: Store) -> None:
         await make_table(store)
 

@@ -95,13 +95,13 @@ class WorkflowConformance:
 
     @both_ways
     async def test_a_workflow_from_start_to_end(self, store: Store, write: Write) -> None:
-        start = replace(begun("a", key="order-1"), parent=new_id())
+        start = replace(begun("a", key="order-1"), parent=new_id(), correlation="c-1")
         await write(store, starting(start))
         [row] = await store.fetch("SELECT * FROM skald_workflows")
         assert row == {
-            "run": start.run, "id": "a", "latest": 1, "workflow": "fulfil", "state": "running", "owner": "p",
-            "wake_at": None, "parent": start.parent, "key": "order-1", "input": b'{"n":1}', "outcome": None,
-            "started_at": START, "ended_at": None,
+            "run": start.run, "id": "a", "latest": 1, "workflow": "fulfil", "style": None, "state": "running",
+            "owner": "p", "wake_at": None, "parent": start.parent, "key": "order-1", "input": b'{"n":1}',
+            "outcome": None, "started_at": START, "ended_at": None, "deaths": 0, "correlation": "c-1",
         }  # fmt: skip
         entries = (entry(start.run, 1), entry(start.run, 2, "ship", None))
         await write(store, Unit(workflows=WorkflowWrites(journal=entries)))
@@ -168,6 +168,25 @@ class WorkflowConformance:
         assert await runs(store) == [("a", 0, "continued"), ("a", 1, "running")]
         [row] = await store.fetch("SELECT run FROM skald_workflows WHERE latest = 1")
         assert row["run"] == second.run
+
+    @both_ways
+    async def test_what_was_told_to_a_run_that_has_ended_does_not_reach_the_next_one(
+        self, store: Store, write: Write
+    ) -> None:
+        kinds = (LetterKind.SIGNAL, LetterKind.UPDATE, LetterKind.CANCEL, LetterKind.TERMINATE, LetterKind.PAUSE)
+        await write(store, sending(*(letter(kind.name, kind) for kind in kinds)))
+        everything = sorted(kind.name for kind in kinds)
+        # It may be cancelled before it is started,
+        first, second, third = begun("a"), begun("a", again=True), begun("a", again=True)
+        await write(store, starting(first))
+        assert await letters_for(store, "to_id", "a") == everything
+        # and what continues it is the same to whoever tells it something.
+        end = ended(first, WorkflowState.CONTINUED)
+        await write(store, Unit(workflows=WorkflowWrites(ends=(end,), starts=(second,))))
+        assert await letters_for(store, "to_id", "a") == everything
+        await write(store, ending(second))
+        await write(store, starting(third))
+        assert await letters_for(store, "to_id", "a") == ["SIGNAL"]
 
     @both_ways
     async def test_a_workflow_may_end_in_the_unit_that_starts_it(self, store: Store, write: Write) -> None:
@@ -305,6 +324,26 @@ class WorkflowConformance:
             taken | {"outcome": b'"done"'},
             {"id": "v", "taken": 1, "outcome": b'"at once"'},
         ]
+
+    @both_ways
+    async def test_a_call_can_be_read_with_its_first_answer(self, store: Store, write: Write) -> None:
+        run, later, sql = new_id(), START + 9, "SELECT id, kind, taken, payload, outcome FROM skald_letters ORDER BY id"
+        calls = [Letter(id, LetterKind.CALL, AddressKind.RUN, run, f"Pay:{id}:1", b"", START) for id in ("c", "d", "e")]
+        await write(store, sending(*calls))
+        assert await letters_for(store, "to_run", run) == []
+        open_calls = await store.fetch("SELECT id FROM skald_letters WHERE to_run = :run AND taken = 2", run=run)
+        assert [row["id"] for row in open_calls] == ["c", "d", "e"]
+        answers = Reply("c", b'"first"'), Reply("nobody's", b"1"), Reply("c", b'"second"')
+        await write(store, Unit(workflows=WorkflowWrites(replies=answers, taken=("d",))))
+        await write(store, Unit(workflows=WorkflowWrites(replies=(Reply("c", b'"third"'), Reply("d", b'"late"')))))
+        answered = {"id": "c", "kind": 9, "taken": 0, "payload": b'"first"', "outcome": None}
+        still_open = {"id": "e", "kind": 8, "taken": 2, "payload": b"", "outcome": None}
+        assert await store.fetch(sql) == [answered, still_open]
+        assert await letters_for(store, "to_run", run) == ["c"]
+        await write(store, sending(replace(calls[0], time=later)))
+        assert await store.fetch(sql) == [answered, still_open]
+        await write(store, Unit(workflows=WorkflowWrites(taken=("c", "e"), replies=(Reply("c", b'"too late"'),))))
+        assert await store.fetch(sql) == []
 
     @both_ways
     async def test_only_progress_is_replaced(self, store: Store, write: Write) -> None:

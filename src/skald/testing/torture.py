@@ -28,7 +28,7 @@ import time
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -116,6 +116,10 @@ class _Run:
         self._seconds, self._killed, self._started = seconds, 0, 0
 
     async def run(self) -> Report:
+        # The first process of all waits for the imports: the time of the run begins after them.
+        first = self._process(_nothing)
+        first.start()
+        await asyncio.to_thread(first.join)
         end = time.monotonic() + self._seconds
         running = [self._start(end) for _ in range(self._count)]
         store = self._rig.store()
@@ -149,14 +153,15 @@ class _Run:
 
     def _start(self, end: float) -> BaseProcess:
         self._started += 1
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([__name__, type(self._rig).__module__])
         name = self._folder / f"{self._started}"
-        process = context.Process(
-            target=_write, args=(self._rig, self._seed * 1_000 + self._started, end, str(name)), daemon=True
-        )
+        process = self._process(_write, self._rig, self._seed * 1_000 + self._started, end, str(name))
         process.start()
         return process
+
+    def _process(self, target: Callable[..., None], *arguments: Any) -> BaseProcess:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__, type(self._rig).__module__])
+        return context.Process(target=target, args=arguments, daemon=True)
 
     async def _finish(self, reading: asyncio.Task[None]) -> list[str]:
         log = self._rig.log()
@@ -400,6 +405,10 @@ class Writer:
 
 def _records(unit: Unit) -> list[Record]:
     return [*unit.events, *(r for append in unit.appends for r in append.records), *unit.messages]
+
+
+def _nothing() -> None:
+    pass
 
 
 def _write(rig: Rig, seed: int, end: float, path: str) -> None:

@@ -21,8 +21,9 @@ import asyncio
 import random
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextvars import Context
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -33,22 +34,29 @@ import msgspec
 from skald.app import App
 from skald.clock import ManualClock
 from skald.errors import Diverged, SkaldError, StoreUnavailable, WorkflowBusy
+from skald.messaging.consumer import Consumer
 from skald.messaging.service import Service
-from skald.runtime.service import RuntimeSettings
-from skald.unit import Committed, EntryKind, LetterKind, Unit, WorkflowState
-from skald.workflows import journal
+from skald.runtime.service import RunningService, RuntimeSettings
+from skald.sagas.definition import Compensation
+from skald.sagas.question import ANSWERS, Answer, Choice, open_questions
+from skald.unit import Committed, LetterKind, Unit, WorkflowState
+from skald.workflows import Signal, journal
 from skald.workflows.client import outside
-from skald.workflows.definition import Call, Handle, Step
+from skald.workflows.definition import Call, Step
 from skald.workflows.executor import Executor, ExecutorSettings
 from skald.workflows.instance import Instance
 from skald.workflows.replay import Machine
 from skald.workflows.saved import History, read, saved
-from skald.workflows.steps import Mark
+from skald.workflows.starting import Handle
+from skald.workflows.steps import Mark, Result
 
 R = TypeVar("R")
 
+_ANSWERS = Signal(ANSWERS, Answer)
 GRACE = 0.05
 """Real seconds after which a step that does nothing counts as one that waits."""
+LOOKS = 20
+"""As many times it was looked at by then."""
 FOREVER = timedelta(days=36_500)
 
 
@@ -59,25 +67,36 @@ class Crashed(StoreUnavailable):
 class Lab:
     """Made by ``workflow_lab``."""
 
-    def __init__(self, clock: ManualClock, executors: list[Executor], seed: int | None) -> None:
-        self.clock = clock
-        self._executors = executors
+    def __init__(self, clock: ManualClock, running: Sequence[RunningService], seed: int | None) -> None:
+        self.clock, self.running = clock, running
+        self._executors = [one.executor for one in running if one.executor is not None]
+        self._consumers = [consumer for one in running for consumer in one.consumers]
+        self._workers = [worker for one in running for worker in one.workers]
+        self.grace = GRACE
         self._chance = random.Random(seed) if seed is not None else None
         self._held: list[asyncio.Future[None]] = []
         self._asleep: list[tuple[int, asyncio.Future[None]]] = []
         self._originals: dict[Step[..., Any], tuple[Any, bool]] = {}
         self.calls: dict[str, list[tuple[Any, ...]]] = {}
         """What mocked steps were called with, by name, every attempt."""
-        for executor in executors:
+        for executor in self._executors:
             executor.steps.sleep = self._sleep
             if self._chance is not None:
                 executor.steps.perform = partial(self._hold, executor.steps.perform)  # type: ignore[method-assign]
 
+    async def rest_workflows(self) -> None:
+        """From now on workflows are started and not run."""
+        for executor in self._executors:
+            await executor.stop()
+        self._executors = []
+
     # --- steps --------------------------------------------------------------------------------------------------------
 
-    def mock(self, step: Step[..., Any], *outcomes: Any) -> None:
-        """Lets a step have these outcomes, attempt by attempt; the last one stays. An exception is raised, a function
-        is called with the step's arguments, and anything else is returned."""
+    def mock(self, step: Step[..., Any] | Compensation[..., Any], *outcomes: Any) -> None:
+        """Lets a step or a compensation have these outcomes, attempt by attempt; the last one stays. An exception is
+        raised, a function is called with the step's arguments, and anything else is returned."""
+        if isinstance(step, Compensation):
+            step = step.step
         if not outcomes:
             raise ValueError(f"mock({step.name}): say at least one outcome")
         left, calls = list(outcomes), self.calls.setdefault(step.name, [])
@@ -98,6 +117,18 @@ class Lab:
         for step, (function, is_async) in self._originals.items():
             step.function, step.is_async = function, is_async
 
+    async def resolve(self, handle: Handle[Any], choice: Choice | str, step: str, result: Any = None) -> None:
+        """Answers what a saga asks a person about a step, as ``skald sagas resolve`` does."""
+        questions = open_questions((await self.history(handle.id)).journal())
+        numbers = [one.number for one in questions if one.step == step]
+        if not numbers:
+            asked = ", ".join(one.step for one in questions) or "nothing"
+            raise SkaldError(f"saga {handle.id!r} does not ask about {step!r}, but about {asked}")
+        body = msgspec.json.encode(result)
+        answer = Answer(numbers[0], Choice(choice), "the test", "it is a test", msgspec.Raw(body))
+        await handle.signal(_ANSWERS, answer)
+        await self.settle()
+
     async def _sleep(self, seconds: float) -> None:
         """What steps wait by between two attempts."""
         woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -106,11 +137,11 @@ class Lab:
 
     async def _hold(
         self,
-        perform: Callable[[Instance, Call, Mark], Awaitable[tuple[EntryKind, bytes] | None]],
+        perform: Callable[[Instance, Call, Mark], Awaitable[Result | None]],
         instance: Instance,
         call: Call,
         mark: Mark,
-    ) -> tuple[EntryKind, bytes] | None:
+    ) -> Result | None:
         result = await perform(instance, call, mark)
         held: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._held.append(held)
@@ -122,20 +153,27 @@ class Lab:
     async def settle(self) -> None:
         """Until nothing goes on any more without the clock. A step that waits for something else is left alone."""
         loop = asyncio.get_running_loop()
-        changed, seen = loop.time(), None
+        changed = quiet_since = loop.time()
+        seen, looks = None, 0
         while True:
             for executor in self._executors:
                 await outside(partial(_look_at_timers, executor))
                 await executor.looked()
             state = [_told(executor) for executor in self._executors]
             if state != seen:
-                changed, seen = loop.time(), state
-            elif not await self._has_work():
-                waiting = self._waiting_steps()
-                if not waiting or loop.time() - changed > GRACE:
+                changed = quiet_since = loop.time()
+                seen, looks = state, 0
+            elif await self._has_work():
+                quiet_since, looks = loop.time(), 0
+            else:
+                looks += 1
+                # So many looks, too: where this process itself was kept waiting, no step has had its time.
+                waited = looks > LOOKS and loop.time() - quiet_since > self.grace
+                if waited or not self._waiting_steps():
                     if not self._release():
                         break
-                    changed = loop.time()
+                    changed = quiet_since = loop.time()
+                    looks = 0
             await asyncio.sleep(0 if loop.time() - changed < GRACE / 10 else 0.001)
         await self._replay_all()
 
@@ -143,9 +181,9 @@ class Lab:
         """Whether anything will go on by itself: a commit, a letter that can be brought, a timer that is due."""
         now = self.clock.now()
         for executor in self._executors:
-            wake_at, _ = await journal.poll(executor.store)
+            wake_at, _, has_locks = await journal.poll(executor.store)
             found = [wake_at, *(instance.machine.wake_at() for instance in executor.turner.runs.values())]
-            if _is_busy(executor) or any(time is not None and time <= now for time in found):
+            if has_locks or _is_busy(executor) or any(time is not None and time <= now for time in found):
                 return True
             mail = await journal.letters(executor.store, executor.owner)
             # Progress stays until its step ends.
@@ -153,11 +191,23 @@ class Lab:
                 return True
             if await journal.asleep(executor.store):
                 return True
-        return False
+        if any([await _is_behind(consumer) for consumer in self._consumers]):
+            return True
+        return any(time <= now for time in await self._deliveries_due())
+
+    async def _deliveries_due(self) -> list[int]:
+        """When messages are due that handlers are to see again, or that wait in queues."""
+        found = [consumer.redelivery.goes_on_at() for consumer in self._consumers] + [
+            await worker.due() for worker in self._workers
+        ]
+        return [time for time in found if time is not None]
 
     def _waiting_steps(self) -> int:
         """Steps that run and wait neither for the clock nor for us."""
         running = sum(len(one.tasks) for executor in self._executors for one in executor.turner.runs.values())
+        running += sum(consumer.redelivery.active for consumer in self._consumers) + sum(
+            worker.busy for worker in self._workers
+        )
         return running - sum(not one.done() for one in self._held) - sum(not one.done() for _, one in self._asleep)
 
     def _release(self) -> bool:
@@ -173,9 +223,9 @@ class Lab:
         end = self.clock.now() + round(seconds * 1e6)
         await self.settle()
         # A timer is up to two microseconds later than what was asked for: seconds are floats.
-        while (due := await self._next()) is not None and due <= end + 2:
-            await self._move_to(due)
-        await self._move_to(end)
+        while (due := await self.next_due()) is not None and due <= end + 2:
+            await self.move_to(due)
+        await self.move_to(end)
 
     async def result(self, handle: Handle[R], within: timedelta = FOREVER) -> R:
         """Moves the clock on until the workflow has ended, and returns what it returned, or raises. ``TimeoutError``
@@ -183,10 +233,10 @@ class Lab:
         end = self.clock.now() + round(within.total_seconds() * 1e6)
         await self.settle()
         while not await self._has_ended(handle.id):
-            due = await self._next()
+            due = await self.next_due()
             if due is None or due > end:
                 raise TimeoutError(f"workflow {handle.id!r} has not ended, and no timer is due: send it what it needs")
-            await self._move_to(due)
+            await self.move_to(due)
         return await handle.result()
 
     async def _has_ended(self, id: str) -> bool:
@@ -198,20 +248,25 @@ class Lab:
                 return known.end is not None
         return False
 
-    async def _move_to(self, time: int) -> None:
+    async def move_to(self, time: int) -> None:
         self.clock.advance(max(0, time - self.clock.now()) / 1e6)
+        for consumer in self._consumers:
+            consumer.redelivery.look()
+        for worker in self._workers:
+            worker.look()
         for due, woken in self._asleep:
             if due <= time and not woken.done():
                 woken.set_result(None)
         self._asleep = [(due, woken) for due, woken in self._asleep if not woken.done()]
         await self.settle()
 
-    async def _next(self) -> int | None:
-        found = [due for due, woken in self._asleep if not woken.done()]
+    async def next_due(self) -> int | None:
+        """When something will happen by itself."""
+        found = [due for due, woken in self._asleep if not woken.done()] + await self._deliveries_due()
         for executor in self._executors:
             wake_times = [instance.machine.wake_at() for instance in executor.turner.runs.values()]
             found += [time for time in wake_times if time is not None]
-            stored, _ = await journal.poll(executor.store)
+            stored, *_ = await journal.poll(executor.store)
             found += [] if stored is None else [stored]
         return max(min(found), self.clock.now()) if found else None
 
@@ -236,6 +291,12 @@ class Lab:
 def _has_work(instance: Instance) -> bool:
     """Something of it is on its way to the journal."""
     return instance.in_flight or instance.has_writes or instance.stopped or not instance.started.done()
+
+
+async def _is_behind(consumer: Consumer) -> bool:
+    """Whether it has yet to read something, or to take its lanes, which it takes together."""
+    end, _ = await consumer.log.end()
+    return not consumer.lanes or any(lane.scanned < end for lane in consumer.lanes.values())
 
 
 def _is_busy(executor: Executor) -> bool:
@@ -272,7 +333,10 @@ def _compare(instance: Instance, history: Any) -> None:
 
 
 async def replay_saved(path: Path, *services: Service) -> None:
-    """Replays a history that was saved, on the code of today; ``Diverged`` if they do not agree."""
+    """Replays a history that was saved, on the code of today; ``Diverged`` if they do not agree. Services that it
+    calls have to be among ``services``, too."""
+    if any(service.calls.kinds for service in services):
+        _ = App(*services).topology
     history = read(path)
     found = [workflow for service in services for workflow in service.workflows if workflow.name == history.workflow]
     if not found:
@@ -299,28 +363,31 @@ class _Committer:
         self.count = 0
 
     def submit(self, unit: Unit) -> asyncio.Future[Committed]:
-        return self._submit(partial(self._inner.submit, unit))
+        answer: asyncio.Future[Committed] = asyncio.get_running_loop().create_future()
 
-    def submit_open(self, close: Callable[[], Unit]) -> asyncio.Future[Committed]:
-        return self._submit(partial(self._inner.submit_open, close))
+        def answered(outcome: Committed | BaseException) -> None:
+            if answer.done():
+                return
+            if isinstance(outcome, BaseException):
+                answer.set_exception(outcome)
+            else:
+                answer.set_result(outcome)
 
-    def _submit(self, submit: Callable[[], asyncio.Future[Committed]]) -> asyncio.Future[Committed]:
+        self.submit_open(lambda: unit, answered, Context())
+        return answer
+
+    def submit_open(
+        self, close: Callable[[], Unit], then: Callable[[Committed | BaseException], None], context: Context
+    ) -> None:
         self.count += 1
         if self.count != self._fail:
-            return submit()
-        answer: asyncio.Future[Committed] = asyncio.get_running_loop().create_future()
+            self._inner.submit_open(close, then, context)
+            return
         crash = Crashed("the lab has let this commit fail")
-        if not self._written:
-            answer.set_exception(crash)
-            return answer
-
-        def answered(future: asyncio.Future[Committed]) -> None:
-            future.exception()
-            if not answer.done():
-                answer.set_exception(crash)
-
-        submit().add_done_callback(answered)
-        return answer
+        if self._written:
+            self._inner.submit_open(close, lambda outcome: then(crash), context)
+        else:
+            asyncio.get_running_loop().call_soon(then, crash, context=context)
 
     @asynccontextmanager
     async def transaction(self, inner: Callable[[], AbstractAsyncContextManager[Any]]) -> AsyncIterator[Any]:
@@ -358,6 +425,7 @@ async def crash_everywhere(scenario: Callable[[Lab], Awaitable[R]], *services: S
 def _crash(executor: Executor, fail: int | None, written: bool) -> _Committer:
     committer = _Committer(executor.committer, fail, written)
     executor.turner.recorder.use(committer)
+    executor.steps.committer = committer
     executor.steps.transaction = partial(committer.transaction, executor.steps.transaction)
     return committer
 
@@ -367,21 +435,29 @@ def _crash(executor: Executor, fail: int | None, written: bool) -> _Committer:
 
 @asynccontextmanager
 async def laboratory(
-    *services: Service, seed: int | None = None, folder: Path | None = None, idle: float = 3_600.0
+    *services: Service,
+    seed: int | None = None,
+    folder: Path | None = None,
+    idle: float = 3_600.0,
+    apart: Sequence[Service] = (),
 ) -> AsyncIterator[Lab]:
-    """The services run, on SQLite in ``folder`` or in memory, until the block ends. With ``idle=0`` workflows leave
-    memory whenever they wait."""
+    """The services run, on SQLite in ``folder`` or in memory, until the block ends: those that are called, too. With
+    ``idle=0`` workflows leave memory whenever they wait. Those in ``apart`` can publish, and handle nothing."""
     clock = ManualClock()
     # In memory where that is a folder: nothing of a test has to survive a power cut.
     base = "/dev/shm" if Path("/dev/shm").is_dir() else None
     data = Path(tempfile.mkdtemp(prefix="skald-lab-", dir=base)) if folder is None else folder
     settings = RuntimeSettings(workflows=ExecutorSettings(idle=idle, retention=None))
-    app = App(*services, store=f"sqlite:{data}", clock=clock, settings=settings)
+    # By name: what the environment says is for programs.
+    stores = {service.name: f"sqlite:{data}" for service in (*services, *apart)}
+    app = App(*services, *apart, stores=stores, clock=clock, settings=settings)
     async with AsyncExitStack() as stack:
         if folder is None:
             stack.callback(shutil.rmtree, data, ignore_errors=True)
         await app.migrate()
-        running = await stack.enter_async_context(app.run())
-        lab = Lab(clock, [one.executor for one in running if one.executor is not None], seed)
+        if apart:
+            await stack.enter_async_context(app.connect(*(service.name for service in apart)))
+        running = await stack.enter_async_context(app.run(*(service.name for service in services)))
+        lab = Lab(clock, running, seed)
         stack.callback(lab.unmock)
         yield lab

@@ -13,17 +13,19 @@ from typing import Any, Protocol, TypeVar
 from skald.clock import Clock
 from skald.errors import SkaldError, WorkflowExists, WorkflowMismatch, WorkflowUnknown
 from skald.message import new_id
+from skald.messaging.context import correlation
 from skald.store import Store
 from skald.unit import AddressKind, Committed, Letter, LetterKind, Unit, WorkflowStart, WorkflowWrites
 from skald.workflows import journal
-from skald.workflows.definition import Options, Workflow
+from skald.workflows.definition import Workflow
 from skald.workflows.handle import WorkflowHandle
-from skald.workflows.instance import Instance
+from skald.workflows.instance import Instance, unharmed
 from skald.workflows.letters import check_name, delayed, require_same, started
 from skald.workflows.replay import Machine
+from skald.workflows.starting import Options
 
 T = TypeVar("T")
-AnyWorkflow = Workflow[*tuple[Any, ...], Any]
+AnyWorkflow = Workflow[..., Any]
 MAX_REASON = 2_000
 """Bytes."""
 
@@ -37,7 +39,17 @@ class Local(Protocol):
 
     def live(self, id: str) -> Instance | None: ...
 
-    def begin(self, workflow: AnyWorkflow, id: str, run: str, body: bytes, key: str | None) -> Instance: ...
+    def begin(
+        self,
+        workflow: AnyWorkflow,
+        id: str,
+        run: str,
+        body: bytes,
+        key: str | None,
+        *,
+        copy: Any = None,
+        correlation: str | None = None,
+    ) -> Instance: ...
 
     def bring_back(self, run: str) -> None: ...
 
@@ -73,9 +85,11 @@ class Client:
 
     # --- starting -----------------------------------------------------------------------------------------------------
 
-    async def start_workflow(self, workflow: AnyWorkflow, args: tuple[Any, ...], options: Options) -> WorkflowHandle:
-        """Durable when it returns."""
-        body, run = workflow.signature.encode(args, {}), new_id()
+    async def start_workflow(
+        self, workflow: AnyWorkflow, args: tuple[Any, ...], options: Options, *, to_end: bool = False
+    ) -> WorkflowHandle:
+        """Durable when it returns; and has ended, with ``to_end``, if it runs here."""
+        (body, copy), run = workflow.signature.input(args), new_id()
         id = run if options.id is None else options.id
         check_name("id", id)
         if options.key is not None:
@@ -85,12 +99,23 @@ class Client:
                 instance = self.local.live(id)
                 if instance is not None and options.existing == "reject":
                     raise WorkflowExists(id)
-                instance = instance or self.local.begin(workflow, id, run, body, options.key)
-                # Others may wait for it too, and it goes on if this caller gives up.
-                await asyncio.shield(instance.started)
-                require_same(id, workflow, body, instance.workflow.name, instance.body)
+                instance = instance or self.local.begin(
+                    workflow, id, run, body, options.key, copy=copy, correlation=correlation()
+                )
+                try:
+                    require_same(id, workflow, body, instance.workflow.name, instance.body)
+                except WorkflowMismatch:
+                    if not instance.started.done():
+                        raise
+                    return await self._existing(workflow, body, id)  # it may continue one that was started so
+                if to_end:
+                    await unharmed(instance.ended)
+                if not instance.started.done():
+                    await unharmed(instance.started)
+                instance.started.result()
                 return WorkflowHandle(self, workflow, id, instance)
-            await self._insert(started(workflow.name, body, run, id, options, self._clock.now()), options.delay)
+            start = started(workflow, body, run, id, options, self._clock.now(), correlation())
+            await self._insert(start, options.delay)
         except WorkflowExists:
             if options.existing == "reject":
                 raise
@@ -108,9 +133,7 @@ class Client:
         known = await journal.by_id(self.store, id)
         if known is None:
             raise WorkflowExists(id)  # and was deleted meanwhile
-        if not await journal.was_started_with(
-            self.store, id, workflow.name, body
-        ):  # by this run, or by one before it continued
+        if not await journal.was_started_with(self.store, id, workflow, body):  # or a run before
             require_same(id, workflow, body, known.workflow, known.input)
         local = self.local
         if local is not None and known.owner == local.owner and known.end is None and local.live(id) is None:

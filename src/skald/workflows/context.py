@@ -13,9 +13,11 @@ from uuid import UUID
 from skald.clock import to_datetime
 from skald.codec import Codec
 from skald.errors import WorkflowError
+from skald.message import MAX_KEY, is_key
 from skald.messaging.definition import Attempt
+from skald.unit import EntryKind
 from skald.workflows.definition import ContinueAsNew
-from skald.workflows.loop import running
+from skald.workflows.loop import running, user_line
 from skald.workflows.replay import Machine
 
 if TYPE_CHECKING:  # they import this package
@@ -119,13 +121,24 @@ def deprecate_patch(name: str) -> None:
     _machine("deprecate_patch").patches.deprecate(name)
 
 
+def stage(name: str) -> None:
+    """Says where the workflow stands from now on: ``current_step`` in ``saga_state``, until a step or another stage is
+    journalled. Written with what led to it: an entry, and no commit of its own. It may change from version to version,
+    for a replay passes over it."""
+    machine = _machine("stage")
+    if not is_key(name):
+        raise WorkflowError(f"{user_line()}: stage({name!r}): a name of 1 to {MAX_KEY} characters, without NUL")
+    if machine.patches.recorded is None:
+        machine.mark(name, EntryKind.STAGE)
+
+
 def continue_as_new(*args: Any) -> NoReturn:
     """Ends this run and begins another one of the same id with these arguments and an empty history. Signals that were
     not received go with it."""
     machine = _machine("continue_as_new")
     if asyncio.current_task() is not machine.task:
         raise WorkflowError("continue_as_new() is for the workflow itself: call it in none of its tasks and handlers")
-    raise ContinueAsNew(machine.workflow.signature.encode(args, {}))
+    raise ContinueAsNew(machine.workflow.signature.input(args)[0])
 
 
 def _machine(asked: str, *, changes: bool = True) -> Machine:

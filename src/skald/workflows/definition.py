@@ -19,25 +19,22 @@ from __future__ import annotations
 import asyncio
 import inspect
 import typing
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from enum import Enum
-from typing import Any, Generic, Literal, ParamSpec, Protocol, TypeVar, TypeVarTuple, Unpack, cast, get_args, overload
+from typing import Any, Generic, ParamSpec, Protocol, TypeVar, Unpack, cast, overload
 
 import msgspec
 
-from skald.errors import ConfigurationError, Stopped, WorkflowError
+from skald.errors import ConfigurationError
 from skald.retry import Policy, Retry
-from skald.workflows.channels import Query, Signal, Update
+from skald.sagas.recovery import Recovery, Undo
+from skald.workflows.calling import Calls
 from skald.workflows.loop import running
-from skald.workflows.signature import Identity, Signature, digest_of
+from skald.workflows.signature import Identity, Signature, digest_of, identity_text
+from skald.workflows.starting import Startable
 
 P = ParamSpec("P")
 R = TypeVar("R")
-R_co = TypeVar("R_co", covariant=True)
-T = TypeVar("T")
-A = TypeVar("A")
-Q = TypeVar("Q")
-Ts = TypeVarTuple("Ts")
 
 
 # --- steps ------------------------------------------------------------------------------------------------------------
@@ -48,36 +45,58 @@ class Call(msgspec.Struct, eq=False):
 
     step: Step[..., Any]
     body: bytes
-    """The arguments. The step gets a copy of them: what it changes in it no replay would see."""
-    digest: bytes
-    occurrence: int
+    """The arguments."""
+    identity: Identity
     future: Any
     """Of the workflow's loop."""
+    copy: Any = None
+    """Of the arguments, until an attempt has taken it."""
     begun: bool = False
     """An attempt that must not be repeated has begun."""
     unknown: bool = False
-    """An earlier process may have run it."""
-    identity: Identity = ("", b"", 0)
-
-    def __post_init__(self) -> None:
-        self.identity = self.step.name, self.digest, self.occurrence
+    """An earlier attempt may have done it."""
+    looking: bool = False
+    """It is not to be done, only looked up."""
+    shielded: bool = False
+    """A process that stops lets it end."""
+    result: bytes | None = None
+    """Once it is done."""
+    letter: str | None = None
+    """That has its result, too: it was written in a transaction."""
 
     @property
     def name(self) -> str:
         return self.step.name
 
+    def key(self, run: str) -> str:
+        """For the outside world: the same for every attempt at this call, and for no other call."""
+        return f"{run}:{identity_text(self.identity)}"
+
+    def again(self, future: Any, *, looking: bool = False) -> Call:
+        """The same call once more, with the same key; ``looking``: only whether it was done."""
+        return msgspec.structs.replace(
+            self, future=future, begun=False, unknown=True, looking=looking, result=None, letter=None
+        )
+
     @property
     def signature(self) -> Signature:
         return self.step.signature
 
+    def arguments(self) -> tuple[Sequence[Any], dict[str, Any]]:
+        """A copy of them for each attempt: what it changes in them no replay would see."""
+        copy, self.copy = self.copy, None
+        signature = self.step.signature
+        return signature.decode(self.body) if copy is None else signature.unpacked(copy)
+
     def __str__(self) -> str:
-        return f"{self.step.name}#{self.occurrence} ({self.digest.hex()[:8]})"
+        name, digest, occurrence = self.identity
+        return f"{name}#{occurrence} ({digest.hex()[:8]})"
 
 
 class Child(msgspec.Struct, eq=False):
     """A workflow that a workflow has called."""
 
-    workflow: Workflow[*tuple[Any, ...], Any]
+    workflow: Workflow[..., Any]
     body: bytes
     digest: bytes
     occurrence: int
@@ -143,6 +162,11 @@ class StepOptions(typing.TypedDict, total=False):
     transactional: bool
     at_most_once: bool
     pause: bool
+    compensate: Undo | None
+    pivot: bool
+    critical: bool
+    forward: bool
+    human: bool
 
 
 class Step(Generic[P, R]):
@@ -152,13 +176,18 @@ class Step(Generic[P, R]):
         self, function: Callable[P, Any], *, lookup: Callable[P, Any] | None = None, **options: Unpack[StepOptions]
     ) -> None:
         self.function, self.name, self.lookup = function, options.get("name") or function.__name__, lookup
-        self.retry: Policy = options.get("retry") or Retry()
+        self.recovery = Recovery.of(options)
+        self.retry: Policy = self.recovery.patience(options.get("retry")) or Retry()
         self.timeout, self.total, self.pause = options.get("timeout"), options.get("total"), options.get("pause", False)
         self.retry_if, self.heartbeat = options.get("retry_if"), options.get("heartbeat")
         self.transactional, self.at_most_once = options.get("transactional", False), options.get("at_most_once", False)
         self.is_async = inspect.iscoroutinefunction(function)
         self.signature = Signature(function)
         self._check(set(options))
+        limits = self.timeout, self.total, self.heartbeat
+        bound = self.transactional or self.at_most_once or any(limit is not None for limit in limits)
+        self.is_plain = self.is_async and not bound
+        """It is called, and that is all."""
         self.__doc__, self.__name__, self.__wrapped__ = function.__doc__, function.__name__, function
 
     def _check(self, options: set[str]) -> None:
@@ -172,6 +201,7 @@ class Step(Generic[P, R]):
                 wrong.append(f"a transactional step is short and takes effect exactly once: leave out {name}=")
         if self.at_most_once and self.lookup is None and (again := options & {"retry", "retry_if", "pause"}):
             wrong.append(f"with at_most_once=True and no lookup= it never runs again: leave out {min(again)}=")
+        wrong += self.recovery.wrong(self)
         expected = list(inspect.signature(self.function).parameters)
         if self.lookup is not None and list(inspect.signature(self.lookup).parameters) != expected:
             wrong.append(f"lookup= takes the parameters of the step: {', '.join(expected)}")
@@ -184,16 +214,11 @@ class Step(Generic[P, R]):
         if loop is None:
             return self._plain(*args, **kwargs)
         host: Host = loop.host
-        return host.call(cast("Step[..., Any]", self), args, kwargs)
+        return host.call(self, args, kwargs)
 
     async def _plain(self, *args: P.args, **kwargs: P.kwargs) -> R:
         result = self.function(*args, **kwargs)
         return cast("R", await result if self.is_async else result)
-
-    def called(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bytes, bytes]:
-        """The arguments and their digest; raises for one that is no data."""
-        body = self.signature.encode(args, kwargs)
-        return body, digest_of(body)
 
 
 class _StepDecorator(Protocol):
@@ -233,6 +258,10 @@ def step(function: Any = None, /, **options: Any) -> Any:
     ``at_most_once``: no attempt follows another one; it fails with ``OutcomeUnknown`` if the process ends meanwhile.
     ``lookup``, with the same parameters, is asked wherever an attempt ended without a known outcome (a crash, a
     timeout): it returns the result, or ``NOT_DONE``, and the step runs again: once, with ``at_most_once``.
+
+    In a saga: ``compensate`` undoes it, if it was done or may have been. Once a ``pivot`` is done nothing is undone.
+    One that is not ``critical`` may fail: the call returns None then. ``forward``: it is retried to the end, with
+    growing delays. ``human``: when it has failed for good a person decides.
     """
     if function is not None:
         return Step(function, **options)
@@ -241,103 +270,20 @@ def step(function: Any = None, /, **options: Any) -> Any:
 
 # --- workflows --------------------------------------------------------------------------------------------------------
 
-Existing = Literal["return", "reject", "restart"]
-"""What starting an id means that was started before: it is returned (the same workflow and arguments provided); that is
-an error; or it is returned while it runs, and started again once it has ended."""
 
-
-class Handle(Protocol[R_co]):
-    """A workflow that was started."""
-
-    @property
-    def id(self) -> str: ...
-
-    async def result(self) -> R_co:
-        """Waits until it has ended. ``WorkflowFailed`` if it ended with an exception, was cancelled or terminated."""
-        ...
-
-    async def signal(self, signal: Signal[T], value: T) -> None:
-        """Durable when it returns. ``WorkflowEnded`` if it has ended; one that has yet to be started finds it then."""
-        ...
-
-    async def query(self, query: Query[Q]) -> Q:
-        """Answered by the workflow as it is in memory here, or by a replay of its journal; also after its end."""
-        ...
-
-    async def update(self, update: Update[A, Q], value: A) -> Q:
-        """Waits for the answer. ``UpdateFailed`` if it was refused or failed."""
-        ...
-
-    async def cancel(self, reason: str = "") -> None:
-        """Raises CancelledError in it, where it waits; it may clean up, or go on."""
-        ...
-
-    async def terminate(self, reason: str = "") -> None:
-        """Ends it where it is, without clean-up."""
-        ...
-
-    async def pause(self) -> None:
-        """Leaves it as it is until ``resume``; running steps are interrupted, and run again then."""
-        ...
-
-    async def resume(self) -> None:
-        """Lets one that was paused go on, or that paused itself because a step gave up: the step is tried again."""
-        ...
-
-    async def retry(self) -> None:
-        """Lets a failed one go on before the step that failed last; what came later in its history is forgotten."""
-        ...
-
-
-class Options(msgspec.Struct, frozen=True):
-    """How a workflow is started."""
-
-    id: str | None = None
-    key: str | None = None
-    delay: float = 0.0
-    existing: Existing = "return"
-
-    def __post_init__(self) -> None:
-        if self.existing not in get_args(Existing):
-            raise ConfigurationError(f"existing={self.existing!r}: use one of {', '.join(get_args(Existing))}")
-
-
-class Starter(Protocol):
-    """What a service has for its workflows."""
-
-    def start_workflow(
-        self, workflow: Workflow[*tuple[Any, ...], Any], args: tuple[Any, ...], options: Options
-    ) -> Awaitable[Handle[Any]]: ...
-
-    def handle(self, workflow: Workflow[*tuple[Any, ...], Any], id: str) -> Handle[Any]: ...
-
-
-class ChildHandle(Generic[R]):
-    """A workflow that was started by a workflow. Talk to it in a step, by its id."""
-
-    def __init__(self, host: Host, child: Child) -> None:
-        self._host, self._child = host, child
-
-    @property
-    def id(self) -> str:
-        return self._child.id
-
-    async def result(self) -> R:
-        return cast("R", await self._host.joined(self._child))
-
-
-class Workflow(Generic[*Ts, R]):
+class Workflow(Startable[P, R]):
     """See ``workflow``."""
 
+    style: str | None = None
+    """Of a saga."""
+    calls = Calls()
+    """What its service lets it call."""
+
     def __init__(
-        self,
-        function: Callable[[Unpack[Ts]], Coroutine[Any, Any, R]],
-        *,
-        name: str | None = None,
-        timeout: float | None = None,
+        self, function: Callable[P, Coroutine[Any, Any, R]], *, name: str | None = None, timeout: float | None = None
     ) -> None:
-        self.function, self.name, self.timeout = function, name or function.__name__, timeout
-        self.signature = Signature(function)
+        super().__init__(function, name or function.__name__)
+        self.timeout = timeout
         if "," in self.name or not self.name.isprintable():
             # Processes ask for the workflows that they have by a list of their names.
             raise ConfigurationError(f"{self.signature.where}: the name {self.name!r} has a comma or cannot be printed")
@@ -348,95 +294,28 @@ class Workflow(Generic[*Ts, R]):
                 f"{self.signature.where}: a workflow is an async function, since it awaits its steps"
             )
         self.__doc__, self.__name__, self.__wrapped__ = function.__doc__, function.__name__, function
-        self._starter: Starter | None = None
-
-    async def start(
-        self,
-        *args: *Ts,
-        id: str | None = None,
-        key: str | None = None,
-        delay: float = 0.0,
-        existing: Existing = "return",
-    ) -> Handle[R]:
-        """Starts it, durably when this returns. The same id and arguments again are the same workflow.
-
-        ``key`` is a business key by which others may address it; an open workflow has it for itself. ``delay`` is in
-        seconds.
-        """
-        return await self.starter.start_workflow(cast("Any", self), args, Options(id, key, delay, existing))
-
-    async def run(
-        self,
-        *args: *Ts,
-        id: str | None = None,
-        key: str | None = None,
-        delay: float = 0.0,
-        existing: Existing = "return",
-    ) -> R:
-        """Starts it and waits for its result. Inside a workflow it is a child: cancelled if its caller is."""
-        loop = running()
-        if loop is not None:
-            return await self.child(*args, id=id, key=key, delay=delay).result()
-        handle = await self.start(*args, id=id, key=key, delay=delay, existing=existing)
-        return await handle.result()
-
-    def child(
-        self, *args: *Ts, id: str | None = None, key: str | None = None, delay: float = 0.0, detached: bool = False
-    ) -> ChildHandle[R]:
-        """Inside a workflow: starts it and goes on. A ``detached`` one outlives its caller."""
-        loop = running()
-        if loop is None:
-            raise WorkflowError(f"{self.name}.child() is for workflows; use {self.name}.start()")
-        host: Host = loop.host
-        options = {"id": id, "key": key, "delay": delay, "detached": detached}
-        return ChildHandle(host, host.child(self, args, options))
-
-    def handle(self, id: str) -> Handle[R]:
-        """One that was started before."""
-        return self.starter.handle(cast("Any", self), id)
-
-    def __call__(self, *args: *Ts) -> Coroutine[object, None, R]:
-        """The plain function, for tests and for use inside another workflow: nothing of its own is stored."""
-        return self.function(*args)
-
-    async def bounded(self, args: Sequence[Any], kwargs: dict[str, Any]) -> R:
-        """The function within its timeout."""
-        if self.timeout is None:
-            return await self.function(*args, **kwargs)
-        async with asyncio.timeout(self.timeout):
-            return await self.function(*args, **kwargs)
 
     def called(self, args: tuple[Any, ...]) -> tuple[bytes, bytes]:
         """The arguments and their digest; raises for one that is no data."""
         body = self.signature.encode(args, {})
         return body, digest_of(body)
 
-    @property
-    def starter(self) -> Starter:
-        if running() is not None:
-            raise WorkflowError(
-                f"inside a workflow, start {self.name!r} with {self.name}.run() or {self.name}.child(), or in a step"
-            )
-        if self._starter is None:
-            raise Stopped(
-                f"workflow {self.name!r} is not connected here: use it inside 'async with app.run(…)' or "
-                "'app.connect(…)' of its service"
-            )
-        return self._starter
+    def bounded(self, host: Host, args: Sequence[Any], kwargs: dict[str, Any]) -> Coroutine[Any, Any, R]:
+        """The function within its timeout; ``host`` runs it."""
+        work: Coroutine[Any, Any, R] = cast("Any", self.function)(*args, **kwargs)
+        return work if self.timeout is None else self._bound(work, self.timeout)
 
-    def bind(self, starter: Starter | None) -> None:
-        """Called when its service is connected, and disconnected."""
-        if starter is not None and self._starter is not None:
-            raise ConfigurationError(f"workflow {self.name!r} is connected in this process already")
-        self._starter = starter
+    async def _bound(self, work: Coroutine[Any, Any, R], timeout: float) -> R:
+        async with asyncio.timeout(timeout):
+            return await work
 
 
 class _WorkflowDecorator(Protocol):
-    def __call__(self, function: Callable[[Unpack[Ts]], Coroutine[Any, Any, R]], /) -> Workflow[*Ts, R]: ...
+    def __call__(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> Workflow[P, R]: ...
 
 
 @overload
-def workflow(function: Callable[[Unpack[Ts]], Coroutine[Any, Any, R]], /) -> Workflow[*Ts, R]: ...
+def workflow(function: Callable[P, Coroutine[Any, Any, R]], /) -> Workflow[P, R]: ...
 @overload
 def workflow(*, name: str | None = None, timeout: float | None = None) -> _WorkflowDecorator: ...
 def workflow(function: Any = None, /, **options: Any) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import msgspec
 
@@ -20,16 +21,18 @@ from skald.messaging.outcome import describe
 from skald.store import Store
 from skald.telemetry import Recovering, emit
 from skald.unit import LetterKind, Unit, WorkflowEnd, WorkflowStart, WorkflowState, WorkflowWrites
-from skald.workflows import journal
+from skald.workflows import journal, locks
 from skald.workflows.client import AnyWorkflow, Client, outside
 from skald.workflows.databaseclock import DatabaseClock
 from skald.workflows.definition import Child
 from skald.workflows.failure import End, Failure, encode_failure
 from skald.workflows.instance import Instance
 from skald.workflows.letters import delayed
+from skald.workflows.local import Local
 from skald.workflows.receiving import receive, terminated
 from skald.workflows.recorder import Submit, child_ended
 from skald.workflows.steps import StepRunner
+from skald.workflows.suspects import Suspects, given_up
 from skald.workflows.turner import PAUSE, Turner
 
 
@@ -43,7 +46,7 @@ class ExecutorSettings(msgspec.Struct, frozen=True):
     max_live: int = 100_000
     """Workflows in memory, before starting another one is refused."""
     max_taken: int = 5_000
-    """Workflows in memory, before no further ones are taken."""
+    """Workflows in memory; beyond it those that wait leave without having been idle, and no further ones are taken."""
     batch: int = 200
     """Workflows taken at a time."""
     fire: int = 2_000
@@ -64,6 +67,8 @@ FEW = 20
 """Workflows that are taken however many are in memory."""
 SOON = 0.01
 """Seconds, at least, between looks at what could not be taken."""
+RELIEVE_EVERY = 0.1
+"""Seconds."""
 AT_ONCE = 50
 """Workflows that are replayed without a pause."""
 PRUNE_EVERY, PRUNE_BATCH = 60.0, 500
@@ -95,7 +100,12 @@ class Executor:
             service, committer=committer, clock=self._clock, owner=owner, steps=steps, lose=lose,
             forgotten=self.bring_back, begin_child=self._begin_child,
         )  # fmt: skip
+        self.local = Local(
+            self.turner, client.workflows, self._clock, owner=owner, look=self.look, bring_back=self.bring_back,
+            has_room=lambda: self._started and not self._stopping and len(self.turner.live) < settings.max_taken,
+        )  # fmt: skip
         self._loop = asyncio.get_running_loop()
+        self._suspects = Suspects(store, owner)
         self.lost: set[str] = set()
         """Runs that are owned and not in memory, because a commit has failed."""
         self._stray = False
@@ -103,7 +113,7 @@ class Executor:
         self._look = asyncio.Event()
         self._looking = asyncio.Lock()
         self._at: asyncio.TimerHandle | None = None
-        self._prune_at = self._evict_at = 0.0
+        self._prune_at = self._evict_at = self._relieve_at = 0.0
         self._started = self._stopping = False
         self._stop_listening: Callable[[], None] = _nothing
 
@@ -138,8 +148,9 @@ class Executor:
                 emit(Recovering(self._service, "looking after workflows", describe(error), PAUSE))
                 self._look_at(PAUSE)
 
-    async def stop(self) -> None:
-        """Ends the running steps and waits for what is being committed. The workflows go on in another process."""
+    async def stop(self, *, lost: bool = False) -> None:
+        """Ends the running steps and waits for what is being committed. The workflows go on in another process;
+        ``lost``: they do already."""
         if self._stopping or not self._started:
             return
         self._stopping = True
@@ -148,7 +159,7 @@ class Executor:
         if self._at is not None:
             self._at.cancel()
         self._look.set()
-        await self.turner.stop()
+        await self.turner.stop(lost=lost)
 
     def _look_at(self, seconds: float) -> None:
         if self._at is not None:
@@ -168,15 +179,31 @@ class Executor:
         return self.turner.live.get(id)
 
     def begin(
-        self, workflow: AnyWorkflow, id: str, run: str, body: bytes, key: str | None, parent: str | None = None
+        self,
+        workflow: AnyWorkflow,
+        id: str,
+        run: str,
+        body: bytes,
+        key: str | None,
+        parent: str | None = None,
+        *,
+        copy: Any = None,
+        correlation: str | None = None,
     ) -> Instance:
-        """Its ``started`` is done when that is durable."""
+        """Its ``started`` is done when that is durable. ``copy`` is what ``body`` says, if somebody has read it."""
         if self._stopping:
             raise Stopped(f"service {self._service!r} is stopping; nothing was started")
         if len(self.turner.live) >= self._settings.max_live:
             raise Overloaded(f"the memory of {self._service} for workflows")
         self.store.ensure_free()
-        instance = Instance(workflow, id, run, body, self._clock.now(), first=True, parent=parent, key=key)
+        if len(self.turner.live) > self._settings.max_taken and self._loop.time() >= self._relieve_at:
+            self._relieve_at = self._loop.time() + RELIEVE_EVERY
+            waited, most = min(RELIEVE_EVERY, self._settings.idle), len(self.turner.live) - self._settings.max_taken
+            self._loop.call_soon(self.turner.evict, waited, most, context=self.turner.context)
+        instance = Instance(
+            workflow, id, run, body, self._clock.now(),
+            first=True, parent=parent, key=key, copy=copy, correlation=correlation,
+        )  # fmt: skip
         self.turner.add(instance)
         self._loop.call_soon(self.turner.begin, instance, context=self.turner.context)
         return instance
@@ -185,14 +212,18 @@ class Executor:
         """As one of the parent's tasks: until the child's start is durable, the parent must not leave memory."""
         task = self._loop.create_task(self._start_child(parent, child), context=self.turner.context.copy())
         parent.tasks[child.identity] = task
+        parent.detaching += child.detached
         task.add_done_callback(partial(self._child_started, parent, child), context=self.turner.context)
 
     def _child_started(self, parent: Instance, child: Child, task: asyncio.Task[End | None]) -> None:
         parent.tasks.pop(child.identity, None)
-        if not task.cancelled():
-            end = End(WorkflowState.FAILED, encode_failure(error)) if (error := task.exception()) else task.result()
-            if end is not None:
-                self.turner.child_ended(parent, child, end)
+        if task.cancelled():
+            return  # by a process that stops: another one starts it, and its caller does not end before
+        parent.detaching -= child.detached
+        end = End(WorkflowState.FAILED, encode_failure(error)) if (error := task.exception()) else task.result()
+        if end is not None:
+            self.turner.child_ended(parent, child, end)
+        self.turner.write(parent)
 
     async def _start_child(self, parent: Instance, child: Child) -> End | None:
         """Once, however often its parent is replayed: the id is the same, and the row names the parent. Its end, if it
@@ -208,7 +239,7 @@ class Executor:
                 await self.steps.sleep(PAUSE)
 
     async def _start_once(self, parent: Instance, child: Child) -> End | None:
-        name, ours = child.workflow.name, (parent.run, child.workflow.name)
+        ours = parent.run, child.workflow.name
         live = self.live(child.id)
         if live is not None:
             await asyncio.shield(live.started)
@@ -226,18 +257,20 @@ class Executor:
                         raise
             found, end = (known.parent, known.workflow), known.end
         # With the same arguments, by the last run or by one that it continues.
-        if found != ours or not await journal.was_started_with(self.store, child.id, name, child.body):
+        if found != ours or not await journal.was_started_with(self.store, child.id, child.workflow, child.body):
             raise WorkflowExists(child.id)
         return end
 
     async def _insert_child(self, parent: Instance, child: Child) -> None:
-        run = new_id()
+        run, body, correlation = new_id(), child.signature.whole(child.body), parent.machine.correlation
         if not child.delay and len(self.turner.live) < self._settings.max_live:
-            await asyncio.shield(self.begin(child.workflow, child.id, run, child.body, child.key, parent.run).started)
+            begun = self.begin(child.workflow, child.id, run, body, child.key, parent.run, correlation=correlation)
+            await asyncio.shield(begun.started)
             return
         start = WorkflowStart(
-            run, child.id, child.workflow.name, None, 0, parent.run, child.key, child.body, self._clock.now()
-        )
+            run, child.id, child.workflow.name, None, 0, parent.run, child.key, body, self._clock.now(),
+            style=child.workflow.style, correlation=correlation,
+        )  # fmt: skip
         async with self.store.transaction() as tx:
             start = await delayed(start, child.delay, tx.now)
             await tx.apply(Unit(fence=self.owner, workflows=WorkflowWrites(starts=(start,))))
@@ -254,8 +287,11 @@ class Executor:
         settings, now = self._settings, self._loop.time()
         await self._clock.synchronise(older_than=10.0)
         await self._bring_back_all()
-        wake_at, has_letters = await journal.poll(self.store)
-        woken = False
+        await self._resume(await self._suspects.next(self.turner.runs, now), tried=True)
+        wake_at, has_letters, has_locks = await journal.poll(self.store)
+        while has_locks and await locks.settle(self.store):
+            wake_at, has_letters, has_locks = await journal.poll(self.store)
+        self.local.has_mail, woken = has_letters, False
         if has_letters:
             await self._deliver()
             woken = await journal.wake(self.store, self.owner)
@@ -266,7 +302,7 @@ class Executor:
         if woken or (wake_at is not None and wake_at <= now_stored):
             if await self._take():
                 return 0.0
-            wake_at, _ = await journal.poll(self.store)
+            wake_at, *_ = await journal.poll(self.store)
             if wake_at is not None and wake_at <= self._clock.now():
                 wake_at = None  # somebody else's just now, or of a program that has its code
         if now >= self._evict_at:
@@ -275,7 +311,7 @@ class Executor:
         if now >= self._prune_at:
             self._prune_at = now + PRUNE_EVERY
             await self._prune()
-        if self.lost:
+        if self.lost or self._suspects.waiting or has_locks:
             return SOON
         if wake_at is None:
             return settings.poll
@@ -283,7 +319,9 @@ class Executor:
 
     async def _bring_back_all(self) -> None:
         if self._stray:
-            self.lost |= await journal.owned(self.store, self.owner) - self.turner.runs.keys()
+            self.lost |= (
+                await journal.owned(self.store, self.owner) - self.turner.runs.keys() - self._suspects.waiting.keys()
+            )
             self._stray = False
         runs, self.lost = self.lost, set()
         if not runs:
@@ -304,9 +342,12 @@ class Executor:
         await self._resume(found)
         return len(found) == room
 
-    async def _resume(self, found: Sequence[journal.Open]) -> None:
+    async def _resume(self, found: Sequence[journal.Open], *, tried: bool = False) -> None:
+        """``tried`` for suspects whose turn it is."""
         if not found:
             return
+        calling = [one.run for one in found if _may_call(self._client.workflows.get(one.workflow))]
+        open_calls = await journal.open_calls(self.store, calling)
         mail = await journal.letters(self.store, self.owner)
         known = []
         for one in found:
@@ -314,11 +355,17 @@ class Executor:
                 known.append(one)
             else:
                 await self._without_code(one, mail.get(one.run, ()))
+        if not tried:
+            known, hopeless = await self._suspects.sort(known)
+            for one in hopeless:
+                await self.turner.recorder.park(one.workflow, one.id, one.run, given_up(one))
         # Some at once, so that what they write shares its commits; and not all, so that the process goes on meanwhile.
         for first in range(0, len(known), AT_ONCE):
-            await outside(partial(self._resume_some, known[first : first + AT_ONCE], mail))
+            await outside(partial(self._resume_some, known[first : first + AT_ONCE], mail, open_calls))
 
-    def _resume_some(self, found: Sequence[journal.Open], mail: dict[str, list[journal.Mail]]) -> None:
+    def _resume_some(
+        self, found: Sequence[journal.Open], mail: dict[str, list[journal.Mail]], open_calls: frozenset[str]
+    ) -> None:
         for one in found:
             if (here := self.turner.runs.get(one.run)) is not None:
                 if here.rest is not None:
@@ -328,15 +375,16 @@ class Executor:
                 workflow = self._client.workflows[one.workflow]
                 instance = Instance(
                     workflow, one.id, one.run, one.input, one.started_at,
-                    first=one.first, parent=one.parent, key=one.key,
+                    first=one.first, parent=one.parent, key=one.key, correlation=one.correlation,
                 )  # fmt: skip
-                self.turner.guarded(instance, partial(self.turner.resume, instance, one.history, mail.get(one.run, ())))
+                letters = mail.get(one.run, ())
+                self.turner.guarded(instance, partial(self.turner.resume, instance, one.history, letters, open_calls))
 
     async def _without_code(self, one: journal.Open, letters: Sequence[journal.Mail]) -> None:
         """All that can be done with it is to end it; otherwise it waits for a program that has it."""
         for letter in letters:
             if letter.kind == LetterKind.TERMINATE:
-                end = WorkflowEnd(one.run, WorkflowState.TERMINATED, terminated(letter), self._clock.now())
+                end = WorkflowEnd(one.run, WorkflowState.TERMINATED, terminated(letter), self._clock.now(), frees=True)
                 told = child_ended(one.parent, one.id, End(end.state, end.outcome), end.time)
                 writes = WorkflowWrites(ends=(end,), taken=(letter.id,), letters=told)
                 await self.committer.submit(Unit(fence=self.owner, workflows=writes))
@@ -363,6 +411,10 @@ class Executor:
             if await journal.prune(self.store, before, PRUNE_BATCH) == PRUNE_BATCH:
                 self._prune_at = 0.0  # there may be more, at the next look
             await journal.prune_letters(self.store, now - round(LETTER_DAYS * _DAY), before)
+
+
+def _may_call(workflow: AnyWorkflow | None) -> bool:
+    return workflow is not None and bool(workflow.calls.kinds)
 
 
 def _nothing() -> None:

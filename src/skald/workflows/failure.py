@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import msgspec
 
-from skald.errors import StepFailed
+from skald.errors import SagaCompensated, StepFailed, WorkflowFailed
 from skald.unit import WorkflowState
 
 MAX_ERROR = 2_000
 """Characters of an error's text that are stored."""
 
 
-class Failure(msgspec.Struct, frozen=True):
+class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
     """An exception as data."""
 
     type: str
     message: str
+    unknown: bool = False
+    """Of a step: an attempt may have done it all the same."""
+    step: str | None = None
+    """Of a saga: at which step it has failed."""
+    compensated: bool = False
 
 
 class End(msgspec.Struct, frozen=True):
@@ -29,16 +34,33 @@ encode = msgspec.json.Encoder().encode
 decode_failure = msgspec.json.Decoder(Failure).decode
 
 
+def let_go(error: BaseException | None) -> None:
+    """Of the frames that it has come through, once nobody looks at them any more: they hold it, and all that they used,
+    until the collector comes round."""
+    while error is not None and error.__traceback__ is not None:
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__
+
+
 def failure_of(error: BaseException) -> Failure:
     """Its type and text, fit to be stored whatever they hold. A failed step's own are passed on."""
+    if isinstance(error, SagaCompensated):
+        return Failure(error.type, error.message, step=error.step, compensated=True)
     if isinstance(error, StepFailed):
-        return Failure(error.type, error.message)
+        return Failure(error.type, error.message, error.unknown)
     try:
         text = str(error)
     except Exception:
         # An error whose own text fails is still an error.
         text = ""
     return Failure(type(error).__name__, text.encode("utf-8", "replace").decode()[:MAX_ERROR])
+
+
+def failed(id: str, failure: Failure) -> WorkflowFailed:
+    """The exception of whoever waits for a workflow."""
+    if failure.compensated:
+        return SagaCompensated(id, failure.type, failure.message, failure.step)
+    return WorkflowFailed(id, failure.type, failure.message)
 
 
 def encode_failure(error: BaseException) -> bytes:

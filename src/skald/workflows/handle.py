@@ -9,15 +9,15 @@ from uuid import uuid4
 
 import msgspec
 
-from skald.errors import UpdateFailed, WorkflowEnded, WorkflowFailed, WorkflowUnknown
+from skald.errors import UpdateFailed, WorkflowEnded, WorkflowUnknown
 from skald.store import Store
 from skald.unit import AddressKind, LetterKind, WorkflowState
 from skald.workflows import journal
 from skald.workflows.channels import Query, Signal, Update
 from skald.workflows.definition import Workflow
-from skald.workflows.failure import End, decode_failure
+from skald.workflows.failure import End, decode_failure, failed
 from skald.workflows.inbox import Answer
-from skald.workflows.instance import Instance
+from skald.workflows.instance import Instance, unharmed
 
 A = TypeVar("A")
 Q = TypeVar("Q")
@@ -39,7 +39,7 @@ class Post(Protocol):
         self, kind: LetterKind, by: AddressKind, address: str, name: str, payload: bytes, letter: str | None = None
     ) -> None: ...
 
-    async def ask(self, workflow: Workflow[*tuple[Any, ...], Any], id: str, query: str) -> bytes: ...
+    async def ask(self, workflow: Workflow[..., Any], id: str, query: str) -> bytes: ...
 
     def listen(self, heard: Callable[[], None]) -> Callable[[], None]: ...
 
@@ -47,9 +47,7 @@ class Post(Protocol):
 class WorkflowHandle:
     """See ``definition.Handle``. ``instance`` is given for one in this process's memory."""
 
-    def __init__(
-        self, post: Post, workflow: Workflow[*tuple[Any, ...], Any], id: str, instance: Instance | None
-    ) -> None:
+    def __init__(self, post: Post, workflow: Workflow[..., Any], id: str, instance: Instance | None) -> None:
         self._post, self._workflow, self._id, self._instance = post, workflow, id, instance
 
     @property
@@ -59,12 +57,15 @@ class WorkflowHandle:
     async def result(self) -> Any:
         """Waits until it has ended; ``WorkflowFailed`` if that was with an exception, ``Diverged`` if this process's
         code cannot go on with it."""
-        end = await asyncio.shield(self._instance.ended) if self._instance is not None else None
+        end = None
+        if self._instance is not None:
+            if not self._instance.ended.done():
+                await unharmed(self._instance.ended)
+            end = self._instance.ended.result()
         if end is None or end.state == WorkflowState.CONTINUED:
             end = await self._stored_end()
         if end.state != WorkflowState.COMPLETED:
-            failure = decode_failure(end.body)
-            raise WorkflowFailed(self._id, failure.type, failure.message)
+            raise failed(self._id, decode_failure(end.body))
         return self._workflow.signature.result.decode(end.body)
 
     async def _stored_end(self) -> End:

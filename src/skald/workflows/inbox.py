@@ -84,6 +84,8 @@ class Inbox:
 
     def close(self, state: WorkflowState) -> None:
         """The workflow has ended: what was not answered is answered so."""
+        if not (self._early or self._open):
+            return
         letters = [letter for early in self._early.values() for letter, _ in early]
         failure = Failure("WorkflowEnded", f"workflow {self._id!r} has ended: {state.value}")
         self.replies += [Reply(letter, encode(Answer(failure))) for letter in (*letters, *self._open)]

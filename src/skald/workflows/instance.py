@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 
+from skald.messaging.context import Cause
 from skald.unit import JournalEntry, Letter, Reply, WorkflowRest
+from skald.workflows.crew import Job
 from skald.workflows.definition import Workflow
 from skald.workflows.failure import End
-from skald.workflows.replay import Machine
+from skald.workflows.replay import AnyCall, Machine
 from skald.workflows.signature import Identity
 
 
@@ -18,14 +21,14 @@ class Instance:
     durable; so a crash forgets nothing that has had an effect."""
 
     __slots__ = (
-        "asleep", "body", "ended", "first", "id", "in_flight", "key", "letters", "machine", "marked", "parent",
-        "pending", "progress", "replies", "rest", "run", "seen", "since", "started", "stopped", "taken",
-        "tasks", "wake_at", "workflow",
+        "asleep", "body", "cause", "correlation", "detaching", "ended", "first", "id", "in_flight", "key", "letters",
+        "machine", "marked", "parent", "pending", "progress", "replies", "rest", "run", "seen", "since", "started",
+        "stopped", "taken", "tasks", "wake_at", "workflow",
     )  # fmt: skip
 
     def __init__(
         self,
-        workflow: Workflow[*tuple[Any, ...], Any],
+        workflow: Workflow[..., Any],
         id: str,
         run: str,
         body: bytes,
@@ -34,11 +37,15 @@ class Instance:
         first: bool,
         parent: str | None = None,
         key: str | None = None,
+        copy: Any = None,
+        correlation: str | None = None,
     ) -> None:
         loop = asyncio.get_running_loop()
         self.workflow, self.id, self.run, self.body, self.first = workflow, id, run, body, first
-        self.parent, self.key = parent, key
-        self.machine = Machine(workflow, run, body, time, id=id)
+        self.parent, self.key, self.correlation = parent, key, correlation
+        self.machine = Machine(workflow, run, body, time, id=id, copy=copy, correlation=correlation)
+        self.cause = Cause(run, self.machine.correlation, None, None)
+        """What its steps publish is because of it."""
         self.pending: list[JournalEntry] = []
         """Delivered, and not yet in a unit; likewise the next three."""
         self.taken: list[str] = []
@@ -54,7 +61,10 @@ class Instance:
         self.stopped = False
         self.rest: WorkflowRest | None = None
         """Set when it is to leave memory."""
-        self.tasks: dict[Identity, asyncio.Task[Any]] = {}
+        self.tasks: dict[Identity, Job[Any] | asyncio.Task[Any]] = {}
+        """Steps that run, and children that are being started."""
+        self.detaching = 0
+        """Children that outlive it, and are just being started."""
         self.asleep: asyncio.TimerHandle | None = None
         self.wake_at = 0
         self.since = loop.time()
@@ -63,8 +73,32 @@ class Instance:
         self.ended: asyncio.Future[End | None] = loop.create_future()
         """``None`` when it has left memory without an end."""
 
+    def wants(self, call: AnyCall) -> bool:
+        """Whether the call is still to be done here."""
+        return self.machine.calls.get(call.identity) is call and not (self.stopped or self.rest)
+
     @property
     def has_writes(self) -> bool:
         return bool(
-            self.pending or self.taken or self.letters or self.replies or self.rest or self.machine.end is not None
+            self.pending
+            or self.taken
+            or self.letters
+            or self.replies
+            or self.rest
+            or self.machine.asked
+            or self.machine.end is not None
         )
+
+
+async def unharmed(future: asyncio.Future[Any]) -> None:
+    """Waits for a future for which others may wait too, and which goes on if this caller gives up. A shield is the
+    same with twice as much to do."""
+    if not future.done():
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        future.add_done_callback(partial(_wake, waiter))
+        await waiter
+
+
+def _wake(waiter: asyncio.Future[None], future: asyncio.Future[Any]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)

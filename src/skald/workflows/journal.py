@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import msgspec
 
@@ -12,6 +13,7 @@ from skald.errors import WorkflowBusy, WorkflowUnknown
 from skald.sql import blocks
 from skald.store import Row, Store
 from skald.unit import EntryKind, JournalEntry, LetterKind, Unit, WorkflowState
+from skald.workflows.definition import Workflow
 from skald.workflows.failure import End
 
 SQL = blocks("skald.workflows", "workflows")
@@ -43,6 +45,9 @@ class Open(msgspec.Struct, frozen=True):
     first: bool = False
     """Nobody has run it before."""
     key: str | None = None
+    deaths: int = 0
+    """See ``suspects``."""
+    correlation: str | None = None
 
 
 class Known(msgspec.Struct, frozen=True):
@@ -57,6 +62,7 @@ class Known(msgspec.Struct, frozen=True):
     input: bytes
     outcome: bytes | None
     started_at: int
+    style: str | None = None
 
     @property
     def end(self) -> End | None:
@@ -88,10 +94,10 @@ def _known(rows: list[Row]) -> Known | None:
     return Known(**{**row, **fixed})
 
 
-async def poll(store: Store) -> tuple[int | None, bool]:
-    """When the next workflow without an owner is due, and whether there are any letters."""
+async def poll(store: Store) -> tuple[int | None, bool, bool]:
+    """When the next workflow without an owner is due, whether there are any letters, and locks to be decided on."""
     [row] = await store.fetch(SQL["poll"])
-    return row["wake_at"], bool(row["letters"])
+    return row["wake_at"], bool(row["letters"]), bool(row["locks"])
 
 
 async def fire(store: Store, owner: str, most: int) -> int:
@@ -142,9 +148,15 @@ async def owned(store: Store, owner: str) -> set[str]:
     return {str(row["run"]) for row in await store.fetch(SQL["owned"], owner=owner)}
 
 
-async def was_started_with(store: Store, id: str, workflow: str, body: bytes) -> bool:
+async def was_started_with(store: Store, id: str, workflow: Workflow[..., Any], given: bytes) -> bool:
     """Whether any run of this id was."""
-    return bool(await store.fetch(SQL["started_with"], id=id, workflow=workflow, input=body))
+    if await store.fetch(SQL["started_with"], id=id, workflow=workflow.name, input=given):
+        return True
+    if not workflow.signature.has_defaults:
+        return False
+    # By code that had other parameters, or other defaults.
+    rows = await store.fetch(SQL["inputs"], id=id, workflow=workflow.name)
+    return any(workflow.signature.agrees(given, row["input"]) for row in rows)
 
 
 async def mine(store: Store, owner: str, runs: Iterable[str]) -> list[Open]:
@@ -162,18 +174,31 @@ async def letters(store: Store, owner: str) -> dict[str, list[Mail]]:
     return found
 
 
+async def open_calls(store: Store, runs: Sequence[str]) -> frozenset[str]:
+    """The commands that these runs have called, and that have no answer yet. To be read before the letters, for they
+    become such."""
+    if not runs:
+        return frozenset()
+    places = _places(runs)
+    sql = SQL["open_calls"].replace("{runs}", ", ".join(f":{place}" for place in places))
+    return frozenset([row["id"] for row in await store.fetch(sql, **places)])
+
+
 async def history(store: Store, run: str) -> tuple[JournalEntry, ...]:
     return tuple(_entry(row) for row in await store.fetch(SQL["journal"], run=run))
+
+
+def _places(runs: Sequence[str]) -> dict[str, str]:
+    """One of a few sizes, filled up with the last run, so that there are only a few statements to prepare."""
+    size = next((size for size in SIZES if size >= len(runs)), len(runs))
+    return {f"r{n}": runs[min(n, len(runs) - 1)] for n in range(size)}
 
 
 async def _with_histories(store: Store, rows: list[Row]) -> list[Open]:
     if not rows:
         return []
     histories: dict[str, list[JournalEntry]] = {str(row["run"]): [] for row in rows}
-    runs = list(histories)
-    # One of a few sizes, filled up with the last run, so that there are only a few statements to prepare.
-    size = next((size for size in SIZES if size >= len(runs)), len(runs))
-    places = {f"r{n}": runs[min(n, len(runs) - 1)] for n in range(size)}
+    places = _places(list(histories))
     sql = SQL["journals"].replace("{runs}", ", ".join(f":{place}" for place in places))
     for row in await store.fetch(sql, **places):
         histories[str(row["run"])].append(_entry(row))
@@ -202,14 +227,21 @@ async def resume(store: Store, id: str) -> None:
 
 
 async def retry(store: Store, id: str) -> None:
-    """Reopens a failed workflow before the step that failed last; where none did, its code has failed, and the same
-    history is replayed on what may be other code."""
+    """Reopens a failed workflow: the step, child or call that failed last is forgotten, and is run again. What came
+    after it stays where it is, and a replay passes over that part of it which nobody waits for without the failure.
+    Where nothing failed, its code has, and the same history is replayed on what may be other code. A saga is undone by
+    then, and cannot go on."""
+    known = await by_id(store, id)
+    if known is not None and known.style is not None and known.state == WorkflowState.FAILED:
+        raise WorkflowBusy(f"saga {id!r} was compensated, and has nothing left to go on with: start it again")
     async with store.transaction() as tx:
         [row] = await tx.fetch(SQL["failed_step"], id=id)
         if row["position"] is not None:
-            await tx.execute(SQL["forget_from"], id=id, position=row["position"])
+            last = int(row["last"]).to_bytes(4, "big")
+            await tx.execute(SQL["forget_failure"], id=id, position=row["position"], last=last)
             failpoints.hit("workflows.retrying")
         if await tx.execute(SQL["reopen"], id=id):
+            await tx.execute(SQL["forget_told"], id=id)  # by whoever did not know yet that it had failed
             return
     await _refuse(store, id, "failed")
 
@@ -229,6 +261,7 @@ async def prune(store: Store, before: int, most: int) -> int:
         chosen = await tx.execute(_sql(store, "choose"), token=token, before=before, most=most)
         if chosen:
             await tx.execute(SQL["prune_journal"], token=token)
+            await tx.execute(SQL["prune_told"], token=token)
             await tx.execute(SQL["prune"], token=token)
     return chosen
 

@@ -9,20 +9,31 @@ from msgspec.structs import replace
 
 from skald.errors import InvalidMessage, WorkflowMismatch
 from skald.unit import AddressKind, WorkflowStart
-from skald.workflows.definition import Options, Workflow
+from skald.workflows.definition import Workflow
+from skald.workflows.starting import Options
 
 MAX_NAME = 200
 """Characters of an id or a key."""
 MOST_YEARS = 10
 
 
-def started(workflow: str, body: bytes, run: str, id: str, options: Options, now: int) -> WorkflowStart:
+def started(
+    workflow: Workflow[..., Any],
+    body: bytes,
+    run: str,
+    id: str,
+    options: Options,
+    now: int,
+    correlation: str | None,
+) -> WorkflowStart:
     """One that whoever runs its service takes."""
     check_name("id", id)
     if options.key is not None:
         check_name("key", options.key)
     again = options.existing == "restart"
-    return WorkflowStart(run, id, workflow, None, 0, None, options.key, body, now, again)
+    return WorkflowStart(
+        run, id, workflow.name, None, 0, None, options.key, body, now, again, workflow.style, correlation
+    )
 
 
 async def delayed(start: WorkflowStart, delay: float, now: Callable[[], Awaitable[int]]) -> WorkflowStart:
@@ -37,12 +48,10 @@ def check_name(what: str, name: str) -> None:
         raise WorkflowMismatch(f"{name[:MAX_NAME]!r} is no {what}: use 1 to {MAX_NAME} printable characters")
 
 
-def require_same(
-    id: str, workflow: Workflow[*tuple[Any, ...], Any], body: bytes, known: str, known_body: bytes
-) -> None:
+def require_same(id: str, workflow: Workflow[..., Any], body: bytes, known: str, known_body: bytes) -> None:
     if workflow.name != known:
         raise WorkflowMismatch(f"the id {id!r} belongs to a workflow {known!r}, which is not {workflow.name!r}")
-    if body != known_body:
+    if not workflow.signature.agrees(body, known_body):
         raise WorkflowMismatch(f"workflow {id!r} was started with other arguments")
 
 

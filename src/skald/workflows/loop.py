@@ -23,7 +23,7 @@ import asyncio
 import sys
 from asyncio import Future, Handle, Task, TimerHandle
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextvars import Context, copy_context
 from heapq import heappop, heappush
 from pathlib import Path
@@ -57,6 +57,23 @@ class _Task(Task[Any]):
         return self.number
 
 
+class _Handle(Handle):
+    """asyncio's own looks for a debug mode and asks for the context, which costs more than the call."""
+
+    __slots__ = ()
+
+    def __init__(self, callback: Callable[..., Any], args: Sequence[Any], context: Context) -> None:
+        self._callback, self._args, self._context, self._cancelled = callback, args, context, False
+
+    def cancel(self) -> None:
+        self._cancelled = True
+        self._callback, self._args = _nothing, ()
+
+
+def _nothing() -> None:
+    pass
+
+
 class WorkflowLoop(asyncio.AbstractEventLoop):
     """``time`` is where its clock stands at first, seconds since 1970. ``host`` is whatever runs on it.
 
@@ -76,10 +93,11 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         self._number = salt << 20
         self._base = salt << 20
         self._ready: deque[Handle] = deque()
-        self._timers: list[tuple[float, int, TimerHandle]] = []
+        self.timers: list[tuple[float, int, TimerHandle]] = []
         self._tasks: list[tuple[_Task, Context]] = []
         self._look_at = 32
         self._generators: list[AsyncGenerator[Any, Any]] = []
+        self._keep = self._generators.append
         self._complain = complain
         self._running = self._looking = False
         self._ended: BaseException | None = None
@@ -91,14 +109,21 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         outer, hooks = asyncio._get_running_loop(), sys.get_asyncgen_hooks()
         asyncio._set_running_loop(self)
         # Kept until the end: when the garbage collector finds them is no business of a workflow.
-        sys.set_asyncgen_hooks(self._generators.append, None)
+        sys.set_asyncgen_hooks(self._keep, None)
         self._running = True
         ready, left = self._ready, MOST_TURNS
         try:
             while ready:
                 handle = ready.popleft()
                 if not handle._cancelled:
-                    handle._run()
+                    try:
+                        handle._context.run(handle._callback, *handle._args)  # type: ignore[attr-defined]
+                    except SystemExit:
+                        pass  # of the workflow's own code: its task has ended with it, and nothing else has to
+                    except KeyboardInterrupt:
+                        raise
+                    except BaseException as error:
+                        self.call_exception_handler({"message": "a callback has failed", "exception": error})
                 left -= 1
                 if not left:
                     raise NeverIdle(self._lines())
@@ -120,16 +145,17 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
 
     def advance(self, time: float) -> bool:
         """Moves the clock, never backwards, and makes ready what is due. True if a timer was."""
-        self._now = max(self._now, time)
+        if time > self._now:
+            self._now = time
         due = False
-        while (first := self.next_timer()) is not None and first <= self._now:
-            self._ready.append(heappop(self._timers)[2])
+        while self.timers and (first := self.next_timer()) is not None and first <= self._now:
+            self._ready.append(heappop(self.timers)[2])
             due = True
         return due
 
     def next_timer(self) -> float | None:
         """When the next timer is due, on this clock."""
-        timers = self._timers
+        timers = self.timers
         while timers and timers[0][2]._cancelled:
             heappop(timers)
         return timers[0][0] if timers else None
@@ -154,7 +180,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         finally:
             asyncio._set_running_loop(outer)
             self._ready.clear()
-            self._timers.clear()
+            self.timers.clear()
             self._tasks.clear()
             self._complain = None
             # It has come through every frame, and would keep them.
@@ -171,7 +197,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         return self._now
 
     def call_soon(self, callback: Callable[..., Any], *args: Any, context: Context | None = None) -> Handle:  # type: ignore[override]
-        handle = Handle(callback, args, self, context)
+        handle = _Handle(callback, args, copy_context() if context is None else context)
         self._ready.append(handle)
         return handle
 
@@ -186,7 +212,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         timer = TimerHandle(when, callback, args, self, context)
         self._number += 1
         if when < NEVER:
-            heappush(self._timers, (when, self._number, timer))
+            heappush(self.timers, (when, self._number, timer))
         timer._scheduled = True  # type: ignore[attr-defined]
         return timer
 

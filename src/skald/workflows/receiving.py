@@ -8,12 +8,14 @@ from uuid import UUID
 import msgspec
 
 from skald.unit import EntryKind, LetterKind, Reply, WorkflowState
+from skald.workflows.calling import Asked
 from skald.workflows.definition import Child
 from skald.workflows.failure import Failure, encode
 from skald.workflows.inbox import Answer
 from skald.workflows.instance import Instance
 from skald.workflows.journal import Mail
 from skald.workflows.recorder import ChildEnd
+from skald.workflows.replay import Machine
 from skald.workflows.signature import Identity, identity_of
 
 _child_end = msgspec.json.Decoder(ChildEnd).decode
@@ -21,6 +23,8 @@ _child_end = msgspec.json.Decoder(ChildEnd).decode
 
 class Teller(Protocol):
     """What turns workflows."""
+
+    asked: dict[str, Instance]
 
     def tell(self, instance: Instance, kind: EntryKind, identity: Identity, body: bytes | None) -> None: ...
 
@@ -33,6 +37,8 @@ def receive(teller: Teller, instance: Instance, letter: Mail, now: int) -> None:
     """Brings a letter, once; it is taken with the unit that journals it."""
     machine = instance.machine
     if letter.id in instance.seen or instance.stopped or instance.rest or machine.end is not None:
+        return
+    if letter.kind == LetterKind.STEP and _is_early(machine, identity_of(letter.name)):
         return
     instance.seen.add(letter.id)
     if letter.kind == LetterKind.PROGRESS:
@@ -59,12 +65,19 @@ def receive(teller: Teller, instance: Instance, letter: Mail, now: int) -> None:
                 teller.after(instance)  # it was given up, and done all the same
             else:
                 teller.tell(instance, EntryKind.STEP_DONE, identity, letter.payload)
+        case LetterKind.ANSWER:
+            _answered(teller, instance, letter)
         case LetterKind.UPDATE:
             teller.tell(instance, EntryKind.UPDATE, (letter.name, UUID(letter.id).bytes, 0), letter.payload)
         case LetterKind.CANCEL:
             teller.tell(instance, EntryKind.CANCEL, ("", b"", 0), _reason(letter).encode())
         case _:
             teller.tell(instance, EntryKind.SIGNAL, (letter.name, b"", 0), letter.payload)
+
+
+def _is_early(machine: Machine, identity: Identity) -> bool:
+    """The result of a step that was given up, and is done all the same: a saga has yet to ask for it."""
+    return identity not in machine.calls and machine.conductor is not None and machine.conductor.looks_for(identity)
 
 
 def terminated(letter: Mail) -> bytes:
@@ -74,6 +87,15 @@ def terminated(letter: Mail) -> bytes:
 
 def _reason(letter: Mail) -> str:
     return letter.payload.decode(errors="replace")
+
+
+def _answered(teller: Teller, instance: Instance, letter: Mail) -> None:
+    teller.asked.pop(letter.id, None)
+    ask = instance.machine.calls.get(identity_of(letter.name))
+    if isinstance(ask, Asked) and ask.is_answered_by(letter.id):
+        teller.tell(instance, ask.verdict(letter.payload), ask.identity, letter.payload)
+    else:
+        teller.after(instance)  # it was given up
 
 
 def _child_ended(teller: Teller, instance: Instance, letter: Mail) -> None:

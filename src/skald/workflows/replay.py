@@ -14,23 +14,49 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from contextvars import Context
-from typing import Any
+from typing import Any, Final, Protocol
 from uuid import UUID
 from zlib import crc32
 
-from skald.errors import Diverged, StepFailed, WorkflowError, WorkflowFailed
+from skald.errors import Diverged, StepFailed, WorkflowError
 from skald.unit import EntryKind, JournalEntry, Reply, WorkflowState
+from skald.workflows.calling import Ask, Asked
 from skald.workflows.definition import Call, Child, ContinueAsNew, Step, Workflow
-from skald.workflows.failure import End, decode_failure, encode_failure
+from skald.workflows.failure import End, decode_failure, encode_failure, failed, let_go
 from skald.workflows.inbox import Inbox
 from skald.workflows.loop import WorkflowLoop, explained
 from skald.workflows.signature import Identity
 
-AnyCall = Call | Child
+AnyCall = Call | Child | Asked
+UNREAD: Final = object()
+_STEP_DONE = EntryKind.STEP_DONE
+_ANSWERED = (EntryKind.CALL_DONE, EntryKind.CALL_REJECTED)
 
 
 class Evicted(BaseException):
     """Thrown into a workflow that leaves memory. No ``Exception``, so that no ``except`` of its code catches it."""
+
+
+class Conductor(Protocol):
+    """What stands between a saga's code and its machine."""
+
+    def call(self, step: Step[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Coroutine[Any, Any, Any]: ...
+
+    def ask(self, ask: Ask) -> Coroutine[Any, Any, Any]: ...
+
+    def cancel(self, reason: str) -> None: ...
+
+    def looks_for(self, identity: Identity) -> bool:
+        """Whether it wants to know yet what has become of a call that was given up."""
+        ...
+
+    def expects(self, status: str) -> bool:
+        """Whether the code has come to it, too, in a replay."""
+        ...
+
+    def ahead(self) -> list[str]:
+        """Takes the statuses that the code has come to, and no entry has told."""
+        ...
 
 
 class Patches:
@@ -59,18 +85,30 @@ class Patches:
 
 class Machine:
     """One workflow in memory. After each method these hold what is to be done, until it is taken: ``called`` and
-    ``dropped`` the steps and children to start and to stop, ``marks`` the patches to journal (at the positions after
-    ``position``, which counts them already), ``inbox.replies`` the answers to updates; ``end`` is how it ended.
+    ``dropped`` the steps and children to start and to stop, ``asked`` commands and locks, ``marks`` the patches and
+    statuses to journal (at the positions after ``position``, which counts them already), ``inbox.replies`` the answers
+    to updates; ``end`` is how it ended.
 
-    ``time`` is when it was started, microseconds since 1970. ``complaints`` gathers what nobody awaited.
+    ``time`` is when it was started, microseconds since 1970; ``copy`` what ``body`` says, if somebody has read it.
+    ``complaints`` gathers what nobody awaited.
     """
 
     def __init__(
-        self, workflow: Workflow[*tuple[Any, ...], Any], run: str, body: bytes, time: int, *, id: str | None = None
+        self,
+        workflow: Workflow[..., Any],
+        run: str,
+        body: bytes,
+        time: int,
+        *,
+        id: str | None = None,
+        copy: Any = None,
+        correlation: str | None = None,
     ) -> None:
         self.workflow, self.run, self.began, self.time, self.id = workflow, run, time, time, id or run
+        self.correlation = correlation or self.id
         self.called: list[AnyCall] = []
         self.dropped: list[AnyCall] = []
+        self.asked: list[Asked] = []
         self.marks: list[JournalEntry] = []
         self.complaints: list[str] = []
         self.end: End | None = None
@@ -78,45 +116,76 @@ class Machine:
         """What belongs to this workflow and is made anew at each replay: its random numbers."""
         self.position = 0
         """Entries so far."""
-        self._body = body
+        self._doubtful = 0
+        """Up to here they may have come from a failure that was forgotten since."""
+        self._body, self._copy = body, copy
         self.calls: dict[Identity, AnyCall] = {}
         """What it waits for."""
         self._counts: dict[tuple[str, bytes], int] = {}
-        self.patches = Patches(self._mark)
+        self.patches = Patches(self.mark)
+        self.conductor: Conductor | None = None
+        """Of a saga."""
         self._over = False
-        self._loop = WorkflowLoop(  # type: ignore[abstract]  # what is missing are its refusals
+        self.loop = WorkflowLoop(  # type: ignore[abstract]  # what is missing are its refusals
             time / 1e6, salt=crc32(run.encode()), host=self, complain=self._complain
         )
-        self.inbox = Inbox(self._loop, self.id)
+        self.timers = self.loop.timers
+        """Empty if none is set."""
+        self.inbox = Inbox(self.loop, self.id)
 
     # --- from outside -------------------------------------------------------------------------------------------------
 
     def begin(self) -> None:
         """Runs it up to where it first waits."""
-        args, kwargs = self.workflow.signature.decode(self._body)
+        signature, (copy, self._copy) = self.workflow.signature, (self._copy, None)
+        args, kwargs = signature.decode(self._body) if copy is None else signature.unpacked(copy)
         # A context of its own: what the starter had in his is not stored.
-        main = self.workflow.bounded(args, kwargs)
-        self.task = self._loop.create_task(main, name="workflow", context=Context())
+        main = self.workflow.bounded(self, args, kwargs)
+        self.task = self.loop.create_task(main, name="workflow", context=Context())
         self._turn()
 
-    def deliver(self, entry: JournalEntry) -> None:
-        """The next entry, live or of the history."""
+    def deliver(self, entry: JournalEntry, value: Any = UNREAD) -> None:
+        """The next entry, live or of the history. ``value`` is what its payload says, if somebody has read it."""
         self.position += 1
         if entry.position != self.position:
             raise _diverged(self, f"an entry of position {entry.position}")
+        if entry.kind == EntryKind.FORGOTTEN:
+            self._doubtful = max(self._doubtful, int.from_bytes(entry.digest, "big"))
+            return
+        if entry.position <= self._doubtful and not _fits(self, entry):
+            return
         if entry.kind == EntryKind.PATCH:
             if entry.name not in self.patches.decided:
                 raise _diverged(self, f"the patch {entry.name!r}, which can be kept by deprecate_patch({entry.name!r})")
             return
+        if entry.kind == EntryKind.STAGE:
+            return
+        if entry.kind == EntryKind.STATUS:
+            if self.conductor is None or not self.conductor.expects(entry.name):
+                raise _diverged(self, f"the status {entry.name}")
+            return
         if self.end is not None:
             raise _diverged(self, _told(entry))
-        self.time = max(self.time, entry.time)
+        if entry.time > self.time:
+            self.time = entry.time
         if entry.kind != EntryKind.TIMER:
             # Before its time is told: a result is no later than a timeout that is only noticed now.
-            self._tell(entry)
-        due = self._loop.advance(self.time / 1e6)
+            self._tell(entry, value)
+        due = self.loop.advance(self.time / 1e6)
         if entry.kind == EntryKind.TIMER and not due:
             raise _diverged(self, _told(entry))
+        self._turn()
+
+    def done(self, call: Call, entry: JournalEntry, value: Any) -> None:
+        """As ``deliver``, of a step that it waits for and whose result somebody has read."""
+        self.position = entry.position
+        if entry.time > self.time:
+            self.time = entry.time
+        del self.calls[call.identity]
+        if self.conductor is not None:
+            call.result = entry.payload
+        call.future.set_result(value)
+        self.loop.advance(self.time / 1e6)
         self._turn()
 
     def replay(self, history: Sequence[JournalEntry]) -> None:
@@ -127,17 +196,16 @@ class Machine:
         replies: dict[str, Reply] = {}
         for entry in history:
             self.deliver(entry)
-            self._settle(waiting, replies)
-        self._settle(waiting, replies)
+            _forget_what_was_asked(self, waiting, replies)
+        _forget_what_was_asked(self, waiting, replies)
+        untold = bool(history) and history[-1].kind == EntryKind.TIMER and history[-1].occurrence
+        ahead = [] if self.conductor is None else self.conductor.ahead()
+        if ahead and not untold:  # what such a timer leads to has yet to happen
+            raise Diverged(self.position, "no change of its status", f"is {ahead[0]}")
         self.patches.recorded = None
         self.called = [call for call in waiting.values() if call.identity in self.calls]
         # Again, because the one who gave them may have died before he could; a second reply changes nothing.
         self.inbox.replies = list(replies.values())
-
-    def _settle(self, waiting: dict[Identity, AnyCall], replies: dict[str, Reply]) -> None:
-        waiting.update((call.identity, call) for call in self.called)
-        replies.update((reply.letter, reply) for reply in self.inbox.replies)
-        self.called, self.dropped, self.inbox.replies = [], [], []
 
     def awaits(self, call: AnyCall) -> bool:
         """Whether its result is still wanted."""
@@ -145,7 +213,7 @@ class Machine:
 
     def wake_at(self) -> int | None:
         """When its next timer is due, microseconds since 1970."""
-        when = None if self.end else self._loop.next_timer()
+        when = None if self.end else self.loop.next_timer()
         # Rounded up, and by more than a float of this size can be off: delivered at that time, it is due.
         return None if when is None else int(when * 1e6) + 1
 
@@ -156,36 +224,43 @@ class Machine:
     def leave(self) -> list[Any]:
         """Ends it in memory and nowhere else; returns the tasks that would not end (see ``WorkflowLoop.end``)."""
         self._over = True
-        stubborn = self._loop.end(Evicted())
+        stubborn = self.loop.end(Evicted())
         if not stubborn:
             # Without its circles it is freed now, and not when the collector comes round.
-            self._loop.host = None
+            self.loop.host = self.conductor = None
             self.inbox.forget()
             self.patches.forget()
+            if self.end is not None and self.end.state == WorkflowState.FAILED:
+                let_go(self.task.exception())
         return stubborn
 
     # --- from inside --------------------------------------------------------------------------------------------------
 
     def call(self, step: Step[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Coroutine[Any, Any, Any]:
         """What calling a step comes to."""
-        self._ensure_alive(f"the step {step.name}")
-        return self._call(step, args, kwargs)
+        if self._over or self.inbox.looking_at is not None:
+            self.ensure_alive(f"the step {step.name}")
+        if self.conductor is not None:
+            return self.conductor.call(step, args, kwargs)
+        return self.outcome(self.issue(step, *step.signature.called(args, kwargs)))
 
-    async def _call(self, step: Step[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        body, digest = step.called(args, kwargs)
-        return await self._outcome(Call(step, body, digest, self._count(step.name, digest), self._loop.create_future()))
+    def issue(self, step: Step[..., Any], body: bytes, digest: bytes, copy: Any = None) -> Call:
+        """A call that is made by ``outcome``."""
+        same = (step.name, digest)
+        self._counts[same] = occurrence = self._counts.get(same, 0) + 1
+        return Call(step, body, (step.name, digest, occurrence), self.loop.create_future(), copy)
 
-    def child(self, workflow: Workflow[*tuple[Any, ...], Any], args: tuple[Any, ...], options: dict[str, Any]) -> Child:
+    def child(self, workflow: Workflow[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> Child:
         """Calls a workflow; it is awaited by ``joined``."""
-        self._ensure_alive(f"the workflow {workflow.name}")
+        self.ensure_alive(f"the workflow {workflow.name}")
         body, digest = workflow.called(args)
         name = f"workflow {workflow.name}"
-        occurrence = self._count(name, digest)
+        occurrence = self.count(name, digest)
         # By what it is called with, because the order of calls is nobody's promise; with a part of the run's own id,
         # because another run of this workflow's id may have called the same.
         own = f"{self.id}.{workflow.name}.{self.run[-6:]}{digest.hex()[:6]}.{occurrence}"
         id = options.pop("id", None) or own
-        call = Child(workflow, body, digest, occurrence, self._loop.create_future(), id, **options)
+        call = Child(workflow, body, digest, occurrence, self.loop.create_future(), id, **options)
         self.calls[call.identity] = call
         self.called.append(call)
         return call
@@ -198,75 +273,84 @@ class Machine:
             if child.future.cancelled():
                 self._drop(child)
 
-    async def _outcome(self, call: Call) -> Any:
+    async def outcome(self, call: Call | Asked) -> Any:
+        """Its result; raises ``StepFailed``."""
         self.calls[call.identity] = call
-        self.called.append(call)
+        if isinstance(call, Asked):
+            self.asked.append(call)
+        else:
+            self.called.append(call)
         try:
             return await call.future
         finally:
             if call.future.cancelled():
                 self._drop(call)
 
-    def _ensure_alive(self, what: str) -> None:
+    def ensure_alive(self, what: str) -> None:
+        """Raises where nothing can be called any more, or nothing may be."""
         if self._over:
             raise Evicted
         if self.inbox.looking_at is not None:
             raise WorkflowError(f"{what} cannot be called by a query or a validator: they may only look")
 
-    def _count(self, name: str, digest: bytes) -> int:
+    def count(self, name: str, digest: bytes) -> int:
+        """The occurrence of a call among those that are equal to it."""
         same = (name, digest)
         self._counts[same] = occurrence = self._counts.get(same, 0) + 1
         return occurrence
 
-    def _mark(self, patch: str) -> None:
-        self.position += 1
-        self.marks.append(JournalEntry(self.run, self.position, EntryKind.PATCH, patch, b"", 0, self.time, None))
+    def mark(self, name: str, kind: EntryKind = EntryKind.PATCH, payload: bytes | None = None) -> None:
+        if not self._over:
+            self.position += 1
+            self.marks.append(JournalEntry(self.run, self.position, kind, name, b"", 0, self.time, payload))
 
     # --- what it is told ----------------------------------------------------------------------------------------------
 
-    def _tell(self, entry: JournalEntry) -> None:
+    def _tell(self, entry: JournalEntry, value: Any) -> None:
         match entry.kind:
             case EntryKind.SIGNAL:
                 self.inbox.signal(entry.name, entry.payload or b"")
             case EntryKind.UPDATE:
                 self.inbox.update(str(UUID(bytes=entry.digest)), entry.name, entry.payload or b"")
             case EntryKind.CANCEL:
-                self.task.cancel((entry.payload or b"").decode())
+                reason = (entry.payload or b"").decode()
+                self.task.cancel(reason) if self.conductor is None else self.conductor.cancel(reason)
             case EntryKind.STEP_BEGUN:
                 call = self.calls.get((entry.name, entry.digest, entry.occurrence))
                 if isinstance(call, Call):
                     call.begun = True
             case _:
-                self._complete(entry)
+                self._complete(entry, value)
 
     def _drop(self, call: AnyCall) -> None:
-        if self.calls.pop(call.identity, None) is not None:
+        if self.awaits(call):
+            del self.calls[call.identity]
             self.dropped.append(call)
 
-    def _complete(self, entry: JournalEntry) -> None:
-        call = self.calls.pop((entry.name, entry.digest, entry.occurrence), None)
-        if call is None:
+    def _complete(self, entry: JournalEntry, value: Any) -> None:
+        call = self.calls.get((entry.name, entry.digest, entry.occurrence))
+        if call is None or isinstance(call, Asked) is not (entry.kind in _ANSWERED):
             raise _diverged(self, _told(entry))
+        del self.calls[call.identity]
         body = entry.payload or b""
+        if isinstance(call, Asked):
+            call.settle(entry.kind, body)
+            return
         match entry.kind:
             case EntryKind.STEP_DONE | EntryKind.CHILD_DONE:
-                call.future.set_result(call.signature.result.decode(body))
+                if self.conductor is not None and isinstance(call, Call):
+                    call.result = body
+                call.future.set_result(call.signature.result.decode(body) if value is UNREAD else value)
             case EntryKind.CHILD_FAILED:
-                failure = decode_failure(body)
                 id = call.id if isinstance(call, Child) else call.name
-                call.future.set_exception(WorkflowFailed(id, failure.type, failure.message))
+                call.future.set_exception(failed(id, decode_failure(body)))
             case _:
                 failure = decode_failure(body)
-                call.future.set_exception(StepFailed(call.name, failure.type, failure.message))
+                call.future.set_exception(StepFailed(call.name, failure.type, failure.message, failure.unknown))
 
     def _turn(self) -> None:
-        while True:
-            try:
-                self._loop.run()
-                break
-            except SystemExit:
-                continue  # of the workflow's own code: its task has ended with it, and nothing else has to
-        if self.task.done() and self.end is None:
+        self.loop.run()
+        if self.end is None and self.task.done():
             self._end(self._ended())
 
     def _end(self, end: End) -> None:
@@ -290,6 +374,32 @@ class Machine:
         # Its type alone: the text of a user's exception may hold anything.
         said = str(context.get("message")).partition("\n")[0]
         self.complaints.append(f"{said}: {type(error).__name__}" if error else said)
+
+
+def _forget_what_was_asked(machine: Machine, waiting: dict[Identity, AnyCall], replies: dict[str, Reply]) -> None:
+    waiting.update((call.identity, call) for call in machine.called)
+    replies.update((reply.letter, reply) for reply in machine.inbox.replies)
+    # What was asked because of an entry was sent with it.
+    machine.called, machine.dropped, machine.asked, machine.inbox.replies = [], [], [], []
+
+
+def _fits(machine: Machine, entry: JournalEntry) -> bool:
+    """Whether the machine waits for an entry."""
+    match entry.kind:
+        case EntryKind.PATCH:
+            return entry.name in machine.patches.decided
+        case EntryKind.STAGE:
+            return True
+        case EntryKind.TIMER:
+            when = machine.wake_at()
+            return when is not None and when <= entry.time
+        case EntryKind.SIGNAL | EntryKind.UPDATE:
+            return machine.end is None
+        case EntryKind.CANCEL | EntryKind.STATUS:
+            return False
+        case _:
+            call = machine.calls.get((entry.name, entry.digest, entry.occurrence))
+            return call is not None and isinstance(call, Ask) is (entry.kind in _ANSWERED)
 
 
 def _diverged(machine: Machine, history: str) -> Diverged:

@@ -16,7 +16,7 @@ from skald.unit import EntryKind, JournalEntry
 from skald.workflows.definition import Workflow
 from skald.workflows.failure import End
 from skald.workflows.inbox import Inbox
-from skald.workflows.replay import Machine
+from skald.workflows.replay import UNREAD, Machine
 
 NOTHING = msgspec.Raw(b"")
 
@@ -103,17 +103,15 @@ class _Inbox(Inbox):
 class Replayer(Machine):
     """Tells of each entry before it is delivered, and keeps the exception with which the code has ended."""
 
-    def __init__(
-        self, workflow: Workflow[*tuple[Any, ...], Any], history: History, tell: Callable[[JournalEntry], None]
-    ) -> None:
+    def __init__(self, workflow: Workflow[..., Any], history: History, tell: Callable[[JournalEntry], None]) -> None:
         super().__init__(workflow, history.run, bytes(history.input), history.started_at, id=history.id)
-        self.inbox = self._signals = _Inbox(self._loop, self.id)
+        self.inbox = self._signals = _Inbox(self.loop, self.id)
         self.error: BaseException | None = None
         self._heard = tell
 
-    def deliver(self, entry: JournalEntry) -> None:
+    def deliver(self, entry: JournalEntry, value: Any = UNREAD) -> None:
         self._heard(entry)
-        super().deliver(entry)
+        super().deliver(entry, value)
 
     def _ended(self) -> End:
         if not self.task.cancelled():
@@ -124,6 +122,6 @@ class Replayer(Machine):
         """Steps and children, signals, and the next timer, in words."""
         if self.end is not None:
             return []
-        found = [str(call) for call in self.called] + [f"the signal {name}" for name in self._signals.awaited]
+        found = [str(call) for call in self.calls.values()] + [f"the signal {name}" for name in self._signals.awaited]
         wake_at = self.wake_at()
         return found if wake_at is None else [*found, f"a timer, due at {to_rfc3339(wake_at)}"]

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -18,6 +19,7 @@ from skald.clock import Clock
 from skald.errors import Fenced, Rejection
 from skald.message import new_id
 from skald.messaging.outcome import describe
+from skald.sagas.announcing import announce
 from skald.telemetry import Recovering, WorkflowComplaint, WorkflowPaused, WorkflowStopped, emit
 from skald.unit import (
     AddressKind,
@@ -29,18 +31,22 @@ from skald.unit import (
     WorkflowStart,
     WorkflowState,
 )
+from skald.workflows.asking import unsent
+from skald.workflows.calling import Asked
 from skald.workflows.client import outside
+from skald.workflows.crew import Crew, Job
 from skald.workflows.definition import Call, Child
 from skald.workflows.failure import End, encode, failure_of
 from skald.workflows.instance import Instance
 from skald.workflows.journal import Mail
 from skald.workflows.receiving import receive
 from skald.workflows.recorder import Record, Recorder, Submit
-from skald.workflows.replay import AnyCall
+from skald.workflows.replay import UNREAD, AnyCall, Machine
 from skald.workflows.signature import Identity
 from skald.workflows.steps import Exhausted, StepRunner
 from skald.workflows.timers import Timers
 
+_STEP_DONE = EntryKind.STEP_DONE
 PAUSE = 1.0
 """Seconds before something that failed is tried again."""
 PATIENCE = 10.0
@@ -75,6 +81,8 @@ class Turner:
         """By id."""
         self.runs: dict[str, Instance] = {}
         """The same, by run."""
+        self.asked: dict[str, Instance] = {}
+        """Those that wait for the answer to a command, by its id."""
         self.stopping = False
         self.context = contextvars.copy_context()
         """In which everything runs that no caller's context belongs to."""
@@ -86,15 +94,30 @@ class Turner:
         )  # fmt: skip
         self._record = self.recorder.record
         self.timers = Timers(clock, self.context, self._due)
+        self._crew = Crew(f"skald:{service}:steps", self.context, self._stepped)
 
-    async def stop(self) -> None:
-        """Ends the running steps, waits for what is being committed, and leaves memory."""
+    async def stop(self, *, lost: bool = False) -> None:
+        """Ends the running steps, waits for what is being committed, and leaves memory. Compensations may end by
+        themselves, unless they are ``lost`` to another process, which runs them again."""
         self.stopping = True
-        tasks = [task for instance in self.live.values() for task in instance.tasks.values()]
+        tasks = [
+            task
+            for instance in self.live.values()
+            for identity, task in instance.tasks.items()
+            if lost or not _is_shielded(instance.machine.calls.get(identity), self._steps.resting)
+        ]
         for task in tasks:
             task.cancel()
-        if tasks:
-            await asyncio.wait(tasks, timeout=PATIENCE)
+        children = [task for task in tasks if isinstance(task, asyncio.Task)]
+        with suppress(TimeoutError):
+            async with asyncio.timeout(PATIENCE):
+                if children:
+                    await asyncio.wait(children)
+                await self._crew.quiet()
+        for instance in self.live.values():
+            for task in instance.tasks.values():
+                task.cancel()
+        self._crew.close()
         self._steps.close()
         await self.recorder.quiet()
 
@@ -119,15 +142,18 @@ class Turner:
             return
         start = WorkflowStart(
             instance.run, instance.id, instance.workflow.name, self._owner, None, instance.parent, instance.key,
-            instance.body, machine.time,
+            instance.body, machine.time, style=instance.workflow.style, correlation=instance.correlation,
         )  # fmt: skip
         failpoints.hit("workflow.start")
-        self._gather(instance)
+        _gather(self._service, instance, machine)
         self._record(instance, starts=(start,))
         self.after(instance)
 
-    def resume(self, instance: Instance, history: Sequence[JournalEntry], mail: Iterable[Mail]) -> None:
-        """Brings one back to where it was, tells it what came meanwhile, and runs what it waits for."""
+    def resume(
+        self, instance: Instance, history: Sequence[JournalEntry], mail: Iterable[Mail], open_calls: frozenset[str]
+    ) -> None:
+        """Brings one back to where it was, tells it what came meanwhile, and runs what it waits for. ``open_calls`` are
+        commands that were sent and have no answer yet, by id; letters have the others."""
         instance.started.set_result(None)
         self.add(instance)
         machine, mail = instance.machine, tuple(mail)
@@ -147,20 +173,20 @@ class Turner:
             if not ending:  # which needs no history that fits
                 self._stop(instance, error)
                 return
+        machine.asked = unsent(machine, open_calls.union(letter.id for letter in mail))
+        self.asked.update((call.id, instance) for call in machine.calls.values() if isinstance(call, Asked))
         # First what came: the result of a step may be among it.
         for letter in ending or mail:
             receive(self, instance, letter, self._clock.now())
         for call in outstanding:
-            if machine.awaits(call) and not (instance.rest or instance.stopped):
-                if isinstance(call, Call):
-                    call.unknown = True
-                self._run(instance, call)
+            if isinstance(call, Call):
+                call.unknown = True
+        self._run(instance, outstanding)
         self.after(instance)
         if machine.called and not (instance.in_flight or instance.rest or instance.stopped):
             # Called because of something that is durable already, and with nothing to be written before.
             called, machine.called = machine.called, []
-            for call in called:
-                self._run(instance, call)
+            self._run(instance, called)
 
     def guarded(self, instance: Instance, function: Callable[[], None]) -> None:
         """Calls it for an instance; what it raises stops that one, and nobody else."""
@@ -171,28 +197,31 @@ class Turner:
 
     # --- what workflows are told --------------------------------------------------------------------------------------
 
-    def tell(self, instance: Instance, kind: EntryKind, identity: Identity, body: bytes | None) -> None:
-        """An entry of the journal."""
+    def tell(
+        self,
+        instance: Instance,
+        kind: EntryKind,
+        identity: Identity,
+        body: bytes | None,
+        value: Any = UNREAD,
+        *,
+        done: Call | None = None,
+    ) -> None:
+        """An entry of the journal; ``value`` is the result in ``body``, if somebody has it. ``done``: that it is of a
+        step that is waited for, and so needs no looking."""
         machine = instance.machine
         instance.since = self._loop.time()
         entry = JournalEntry(instance.run, machine.position + 1, kind, *identity, self._clock.now(), body)
         try:
-            machine.deliver(entry)
+            if done is None:
+                machine.deliver(entry, value)
+            else:
+                machine.done(done, entry, value)
         except Exception as error:
             self._stop(instance, error)
             return
         instance.pending.append(entry)
         self.after(instance)
-
-    def _gather(self, instance: Instance) -> None:
-        """What a turn leaves to be written."""
-        machine = instance.machine
-        if machine.marks:
-            instance.pending += machine.marks
-            machine.marks = []
-        if machine.inbox.replies:
-            instance.replies += machine.inbox.replies
-            machine.inbox.replies = []
 
     def after(self, instance: Instance) -> None:
         """What the code has asked for, now that it waits again."""
@@ -205,28 +234,57 @@ class Turner:
             for text in machine.complaints:
                 emit(WorkflowComplaint(self._service, instance.workflow.name, instance.id, text))
             machine.complaints.clear()
-        self._gather(instance)
-        if not (self.stopping or instance.rest):
+        if machine.marks or machine.inbox.replies:
+            _gather(self._service, instance, machine)
+        if machine.timers and not (self.stopping or instance.rest):
             self.timers.set(instance)
-        if not instance.in_flight and instance.has_writes:
-            self._record(instance)
+        self.write(instance)
+
+    def write(self, instance: Instance) -> None:
+        """What there is to be written, if nothing of it is on its way."""
+        if instance.in_flight or instance.stopped or not (instance.pending or instance.has_writes):
+            return
+        if instance.detaching and instance.machine.end is not None:
+            return  # these would be forgotten with it
+        self._record(instance)
 
     def _give_up(self, instance: Instance, call: AnyCall) -> None:
+        if isinstance(call, Child) and call.detached:
+            return
         if task := instance.tasks.get(call.identity):
             task.cancel()
-        if isinstance(call, Child) and not call.detached:
+        if isinstance(call, Asked):
+            instance.taken += call.letters  # what answers it now finds nothing
+            self.asked.pop(call.id, None)
+        elif isinstance(call, Child):
             # To its id, because it may not have been started yet.
             instance.letters.append(
                 Letter(new_id(), LetterKind.CANCEL, AddressKind.ID, call.id, "", b"its caller", self._clock.now())
             )
 
-    def _run(self, instance: Instance, call: AnyCall) -> None:
-        if isinstance(call, Child):
-            self._begin_child(instance, call)
+    def _run(self, instance: Instance, called: Sequence[AnyCall]) -> None:
+        if not called:
             return
-        task = self._loop.create_task(self._steps.perform(instance, call, self._mark), context=self.context.copy())
-        instance.tasks[call.identity] = task
-        task.add_done_callback(partial(self._stepped, instance, call), context=self.context)
+        if Child in map(type, called):
+            for child in called:
+                if isinstance(child, Child) and (child.detached or instance.wants(child)):
+                    self._begin_child(instance, child)
+            # They begin first: a step may end at once, and its workflow with it.
+            steps = [call for call in called if isinstance(call, Call)]
+            self._loop.call_soon(self._run, instance, steps, context=self.context)
+            return
+        over = []
+        for call in called:
+            if isinstance(call, Call) and instance.wants(call):
+                job = Job(self._steps.perform(instance, call, self._mark), (instance, call))
+                if self._crew.run(job):
+                    over.append(job)
+                else:
+                    instance.tasks[call.identity] = job
+        # Not before all have begun, as it would be with a task for each.
+        for job in over:
+            if instance.wants(job.about[1]):
+                self._over(job)
 
     async def _mark(self, instance: Instance, call: Call) -> None:
         """Durable when this returns: an attempt of the step begins."""
@@ -248,12 +306,20 @@ class Turner:
             kind = EntryKind.CHILD_DONE if done else EntryKind.CHILD_FAILED
             self.tell(instance, kind, child.identity, end.body)
 
-    def _stepped(self, instance: Instance, call: Call, task: asyncio.Task[tuple[EntryKind, bytes] | None]) -> None:
-        instance.tasks.pop(call.identity, None)
-        error = None if task.cancelled() else task.exception()  # asked for, whoever wants it
-        if task.cancelled() or self.stopping or instance.stopped or instance.rest or not instance.machine.awaits(call):
+    def _stepped(self, job: Job[tuple[Instance, Call]]) -> None:
+        instance, call = job.about
+        if instance.tasks.get(call.identity) is job:  # and not that of the same call once more
+            del instance.tasks[call.identity]
+        if instance.wants(call):
+            self._over(job)
+
+    def _over(self, job: Job[tuple[Instance, Call]]) -> None:
+        (instance, call), error = job.about, job.error
+        if self.stopping and not call.shielded:
             return
         if error is not None:
+            if isinstance(error, asyncio.CancelledError) and job.cancels:
+                return
             if isinstance(error, Exhausted):
                 name, failure = instance.workflow.name, error.failure
                 emit(WorkflowPaused(self._service, name, instance.id, call.name, failure.type))
@@ -261,8 +327,14 @@ class Turner:
             else:
                 self._stop(instance, error)  # a defect of ours
             return
-        if (result := task.result()) is not None:  # otherwise it comes as a letter
-            self.tell(instance, result[0], call.identity, result[1])
+        if job.result is not None:  # otherwise it comes as a letter
+            kind, body, value = job.result
+            if call.letter is not None:
+                if call.letter in instance.seen:
+                    return  # somebody has looked for letters meanwhile
+                instance.seen.add(call.letter)
+                instance.taken.append(call.letter)
+            self.tell(instance, kind, call.identity, body, value, done=call if kind is _STEP_DONE else None)
 
     def _due(self, instance: Instance) -> None:
         if not (self.stopping or instance.stopped or instance.rest):
@@ -270,13 +342,19 @@ class Turner:
 
     # --- leaving for a while ------------------------------------------------------------------------------------------
 
-    def evict(self, idle: float) -> None:
-        """Lets those leave memory that have waited for so many seconds, and run nothing."""
+    def evict(self, idle: float, most: int | None = None) -> None:
+        """Lets those leave memory that have waited for so many seconds, and run nothing; the oldest first. None while
+        this process stops: what they ran was cut off, and somebody has to run it."""
+        if self.stopping:
+            return
         before = self._loop.time() - idle
         for instance in tuple(self.live.values()):
+            if most is not None and most <= 0:
+                return
             quiet = not (instance.tasks or instance.in_flight or instance.rest or instance.has_writes)
             if quiet and instance.since <= before and instance.started.done():
                 self.guarded(instance, partial(self.put_away, instance, WorkflowState.RUNNING))
+                most = None if most is None else most - 1
 
     def put_away(self, instance: Instance, state: WorkflowState, note: bytes | None = None) -> None:
         """Out of memory and without an owner, once that is durable."""
@@ -291,19 +369,18 @@ class Turner:
 
     def _committed(self, record: Record) -> None:
         instance = record.instance
-        if not instance.started.done():
+        if record.starts and not instance.started.done():
             instance.started.set_result(None)
         if record.end is not None:
             self._leave(instance, record.end)
         elif record.rest is not None:
             self._leave(instance)
         elif not self.stopping and not instance.stopped:
-            if instance.rest is None:
-                for call in record.called:
-                    if instance.machine.awaits(call):
-                        self._run(instance, call)
-            if not instance.in_flight and instance.has_writes:
-                self._record(instance)
+            if record.messages:
+                self.asked.update((command.id, instance) for command in record.messages)
+            self._run(instance, record.called)
+            if not instance.in_flight:
+                self.write(instance)
 
     def _failed(self, instance: Instance, error: BaseException) -> None:
         if isinstance(error, Rejection) and not isinstance(error, Fenced) and not instance.started.done():
@@ -329,6 +406,9 @@ class Turner:
         for task in instance.tasks.values():
             task.cancel()
         self.timers.drop(instance)
+        for call in instance.machine.calls.values():
+            if isinstance(call, Asked):
+                self.asked.pop(call.id, None)
         if stubborn := instance.machine.leave():
             _stubborn.extend(stubborn)
             emit(WorkflowStopped(self._service, instance.workflow.name, instance.id, "its code swallows its end"))
@@ -343,18 +423,35 @@ class Turner:
             instance.ended.exception()  # asked for: nobody may be waiting
         self._refuse_start(instance, error)
         if not (starting or self.stopping):
-            parked = self.recorder.park(instance.workflow.name, instance.id, instance.run, failure_of(error))
-            parked.add_done_callback(partial(self._parked, instance.run))
 
-    def _parked(self, run: str, future: asyncio.Future[Any]) -> None:
-        if not future.cancelled() and (error := future.exception()) is not None and not self.stopping:
-            if isinstance(error, Fenced):
-                self._lose()
-            else:
-                self._forgotten(run)
+            def parked(future: asyncio.Future[Any]) -> None:
+                failed = None if future.cancelled() or self.stopping else future.exception()
+                if isinstance(failed, Fenced):
+                    self._lose()
+                elif failed is not None:
+                    self._forgotten(instance.run)
+
+            noted = self.recorder.park(instance.workflow.name, instance.id, instance.run, failure_of(error))
+            noted.add_done_callback(parked)
 
     def _refuse_start(self, instance: Instance, error: BaseException) -> None:
         self._leave(instance)
         if not instance.started.done():
             instance.started.set_exception(error)
             instance.started.exception()  # asked for: its caller may have gone
+
+
+def _gather(service: str, instance: Instance, machine: Machine) -> None:
+    """What a turn leaves to be written."""
+    if machine.marks:
+        instance.pending += machine.marks
+        announce(service, instance.workflow.name, instance.id, machine.marks)
+        machine.marks = []
+    if machine.inbox.replies:
+        instance.replies += machine.inbox.replies
+        machine.inbox.replies = []
+
+
+def _is_shielded(call: AnyCall | None, resting: Container[Call]) -> bool:
+    """A process that stops waits for it, unless it waits itself."""
+    return isinstance(call, Call) and call.shielded and call not in resting

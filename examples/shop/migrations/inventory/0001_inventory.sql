@@ -19,3 +19,8 @@ CREATE TABLE reserved_items (
     quantity BIGINT NOT NULL,
     PRIMARY KEY (order_id, sku)
 );
+
+CREATE TABLE pick_lists (
+    order_id TEXT PRIMARY KEY,
+    lines    TEXT NOT NULL
+);

@@ -4,3 +4,9 @@ CREATE TABLE shipments (
     label_id TEXT,
     reason   TEXT
 );
+
+CREATE TABLE pickups (
+    order_id TEXT PRIMARY KEY,
+    carrier  TEXT NOT NULL,
+    round    BIGINT NOT NULL
+);

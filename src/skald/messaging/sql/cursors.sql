@@ -65,4 +65,7 @@ UPDATE skald_deliveries SET owner = NULL, attempts = attempts + 1, error = :erro
 UPDATE skald_deliveries SET owner = NULL WHERE owner = :process
 
 -- name: orphan_workflows
+UPDATE skald_workflows SET owner = NULL, wake_at = 0, deaths = deaths + 1 WHERE owner = :process
+
+-- name: hand_over_workflows
 UPDATE skald_workflows SET owner = NULL, wake_at = 0 WHERE owner = :process

@@ -12,6 +12,8 @@ LIMIT :limit
 SELECT id FROM skald_workflows WHERE key = :key AND ended_at IS NULL
 
 -- name: letters
+SELECT id, kind, name, payload, time FROM skald_letters WHERE taken = 2 AND to_run = :run
+UNION ALL
 SELECT id, kind, name, payload, time FROM skald_letters WHERE taken = 0 AND to_run = :run
 UNION ALL
 SELECT id, kind, name, payload, time FROM skald_letters WHERE taken = 0 AND to_id = :id

@@ -36,3 +36,14 @@ ORDER BY scope, key LIMIT :limit
 -- name: delete_idempotency
 DELETE FROM skald_idempotency
 WHERE (scope, key) > (:scope, :key) AND (scope, key) <= (:last_scope, :last_key) AND created_at < :before
+
+-- name: marks
+SELECT key, updated_at
+FROM skald_marks
+WHERE kind = :kind AND name = :name AND key > :key
+ORDER BY key LIMIT :limit
+
+-- What still runs is kept, however old it is.
+-- name: delete_marks
+DELETE FROM skald_marks
+WHERE kind = :kind AND name = :name AND key > :key AND key <= :last AND updated_at < :before AND state <> 'running'

@@ -16,7 +16,7 @@ CURSORS = {
 }  # fmt: skip
 RESOLVES = {
     "x_unit": INTS, "x_group": TEXTS, "x_handler": TEXTS, "x_origin": TEXTS, "x_position": BIGINTS,
-    "x_owner": TEXTS_OR_NULL,
+    "x_owner": TEXTS_OR_NULL, "x_required": BOOLEANS,
 }  # fmt: skip
 NEW_HEADS = {"n_unit": INTS, "n_key": TEXTS, "n_bump": INTS}
 HEADS = {"h_unit": INTS, "h_key": TEXTS, "h_expected": BIGINTS, "h_bump": INTS}
@@ -38,7 +38,8 @@ ARGUMENTS = FENCES | CURSORS | RESOLVES | NEW_HEADS | HEADS | PLACES | RECORDS |
 STARTS = {
     "w_unit": INTS, "w_run": UUIDS, "w_id": TEXTS, "w_workflow": TEXTS, "w_owner": TEXTS_OR_NULL, "w_wake_at": BIGINTS,
     "w_parent": UUIDS_OR_NULL, "w_key": TEXTS_OR_NULL, "w_input": BYTES, "w_time": BIGINTS, "w_again": BOOLEANS,
-    "w_latest": SMALLINTS, "w_state": TEXTS, "w_outcome": BYTES, "w_ended_at": BIGINTS,
+    "w_style": TEXTS_OR_NULL, "w_correlation": TEXTS_OR_NULL, "w_latest": SMALLINTS, "w_state": TEXTS,
+    "w_outcome": BYTES, "w_ended_at": BIGINTS,
 }  # fmt: skip
 JOURNAL = {
     "j_unit": INTS, "j_run": UUIDS, "j_position": INTS, "j_kind": SMALLINTS, "j_name": TEXTS, "j_digest": BYTES,
@@ -54,3 +55,8 @@ TAKEN = {"t_unit": INTS, "t_id": TEXTS}
 REPLIES = {"p_unit": INTS, "p_letter": TEXTS, "p_outcome": BYTES}
 WORKFLOWS = STARTS | JOURNAL | ENDS | RESTS | LETTERS | TAKEN | REPLIES
 """The fields of the last argument, which is one record."""
+MARKS = {
+    "m_unit": INTS, "m_kind": TEXTS, "m_name": TEXTS, "m_key": TEXTS, "m_expected": BIGINTS, "m_state": TEXTS,
+    "m_time": BIGINTS, "m_payload": BYTES, "m_step": TEXTS_OR_NULL, "m_correlation": TEXTS_OR_NULL,
+}  # fmt: skip
+"""The fields of the argument before it, which is one record too."""

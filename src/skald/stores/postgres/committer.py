@@ -47,9 +47,9 @@ class Committer:
         self._url, self._schema, self._service, self._lease = url, schema, service, lease
         self._sql = statements("commit", schema)
         self._commit = {
-            (packed, of_workflows): wire.call(packed, self._sql["commit_workflows" if of_workflows else "commit"])
+            (packed, everything): wire.call(packed, self._sql["commit_everything" if everything else "commit"])
             for packed in (True, False)
-            for of_workflows in (True, False)
+            for everything in (True, False)
         }
         self._id = uuid4()
         self._number = 0
@@ -129,9 +129,9 @@ class Committer:
 
     async def _run(self, group: Group, hot: Sequence[str]) -> list[Outcome]:
         """Runs the group until it has an answer; only refused values and locks that stay held are raised."""
-        of_workflows = group.workflows is not None
-        packed, columns = wire.values(group.arguments(), of_workflows)
-        sql = self._commit[packed, of_workflows]
+        everything = group.workflows is not None or bool(group.marks)
+        packed, columns = wire.values(group.arguments(), everything)
+        sql = self._commit[packed, everything]
         self._number += 1
         suspects = hot
         careful = raced = False

@@ -6,20 +6,20 @@ are kept apart from all others (``h_*``), because they are inserted without a lo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 from msgspec.structs import astuple
 
-from skald.errors import Busy, Conflict, CursorMoved, DeliveryGone, Fenced, Rejection
+from skald.errors import Busy, Conflict, CursorMoved, DeliveryGone, Fenced, MarkMoved, Rejection
 from skald.message import Record
-from skald.stores.postgres.columns import CURSORS, DELIVERIES, HEADS, NEW_HEADS, RECORDS, RESOLVES
+from skald.stores.postgres.columns import CURSORS, DELIVERIES, HEADS, MARKS, NEW_HEADS, RECORDS, RESOLVES
 from skald.stores.postgres.workflows import EXISTS, KEY_TAKEN, WorkflowGroup, rejection
-from skald.unit import Committed, CursorMove, Delivery, Resolve, Unit
+from skald.unit import Committed, CursorMove, Delivery, Mark, Resolve, Unit, mark_key
 
 EVENT, APPENDED, MESSAGE = 0, 1, 2
-CONFLICT, BUSY, FENCED, MOVED, GONE, REFUSED = 1, 2, 3, 4, 5, 9
+CONFLICT, BUSY, FENCED, MOVED, GONE, MARK_MOVED, REFUSED = 1, 2, 3, 4, 5, 8, 9
 
 Place = tuple[int, int | None]
 """The version after an append: a number, to which that of a head is added (its index) if the answer must tell it."""
@@ -40,6 +40,7 @@ class Group:
         self.cursors: list[tuple[Any, ...]] = []
         self.resolves: list[tuple[Any, ...]] = []
         self.deliveries: list[tuple[Any, ...]] = []
+        self.marks: list[tuple[Any, ...]] = []
         self.records: list[Record] = []
         self.rows: list[tuple[Any, ...]] = []
         self.workflows: WorkflowGroup | None = None
@@ -48,6 +49,9 @@ class Group:
             self._add(index, unit)
 
     def _add(self, index: int, unit: Unit) -> None:
+        if unit.marks and (twice := _twice(unit.marks)) is not None:
+            self._refuse(index, MarkMoved(twice.kind.value, twice.name, twice.key))
+            return
         start = len(self.records)
         places: tuple[Place, ...] = ()
         if unit.events:
@@ -71,11 +75,11 @@ class Group:
         if unit.cursor is not None:
             self.cursors.append((index, *_cursor_row(unit.cursor)))
         for resolve in unit.resolves:
-            self.resolves.append(
-                (index, resolve.group, resolve.handler, resolve.origin, resolve.position, resolve.owner)
-            )
+            self.resolves.append((index, *astuple(resolve)))
         for delivery in unit.deliveries:
             self.deliveries.append((index, *_delivery_row(delivery)))
+        for mark in unit.marks:
+            self.marks.append((index, mark.kind.value, *astuple(mark)[1:]))
         if unit.workflows is not None:
             self.workflows = self.workflows or WorkflowGroup()
             self.workflows.add(index, unit.workflows)
@@ -149,6 +153,7 @@ class Group:
             (NEW_HEADS, self.new_heads),
             (HEADS, self.heads),
             (DELIVERIES, self.deliveries),
+            (MARKS, self.marks),
         ):
             if rows:
                 found.update(zip(names, zip(*rows, strict=True), strict=True))
@@ -204,9 +209,21 @@ class Group:
         if code == GONE:
             found = next(r for r in unit.resolves if _delivery_key(r) == key)
             return DeliveryGone(found.handler, found.origin, found.position)
+        if code == MARK_MOVED:
+            mark = next(mark for mark in unit.marks if mark_key(mark) == key)
+            return MarkMoved(mark.kind.value, mark.name, mark.key)
         if code in (EXISTS, KEY_TAKEN):
             return rejection(code, key)
         return Busy(key)
+
+
+def _twice(marks: Sequence[Mark]) -> Mark | None:
+    seen: set[tuple[str, str, str]] = set()
+    for mark in marks:
+        if mark.place in seen:
+            return mark
+        seen.add(mark.place)
+    return None
 
 
 def _second(row: tuple[Any, ...]) -> Any:
@@ -254,7 +271,11 @@ def units_to_json(units: Sequence[Unit]) -> str:
 
     Raises ``Rejection`` for text that no database stores: with NUL, or with half a surrogate pair.
     """
-    arguments = Group(units).arguments()
+    return _as_json(Group(units))
+
+
+def _as_json(group: Group) -> str:
+    arguments = group.arguments()
     try:
         text = msgspec.json.encode(arguments).decode()
     except (TypeError, ValueError) as error:
@@ -264,7 +285,15 @@ def units_to_json(units: Sequence[Unit]) -> str:
     return text
 
 
-def outcome_from_json(units: Sequence[Unit], answer: str) -> list[Committed | Rejection]:
-    """The outcomes from what ``skald_apply_1`` returned."""
-    found = {"bad_unit": (), "positions": None, "versions": None, "lo": None, **msgspec.json.decode(answer)}
-    return Group(units).outcomes(found)
+async def applied(units: Sequence[Unit], apply: Callable[[str], Awaitable[str]]) -> list[Committed]:
+    """What ``skald_apply_1`` makes of units: all of them, or the first ``Rejection``. ``apply`` calls it."""
+    group = Group(units)
+    for refused in group.rejected.values():
+        raise refused
+    answer = msgspec.json.decode(await apply(_as_json(group)))
+    committed = []
+    for outcome in group.outcomes({"bad_unit": (), "positions": None, "versions": None, "lo": None, **answer}):
+        if isinstance(outcome, Rejection):
+            raise outcome
+        committed.append(outcome)
+    return committed

@@ -77,13 +77,11 @@ class PostgresLog:
         # What was below the mark once stays readable: while catching up, one mark serves many reads.
         far = self._mark >= position + limit or (upto is not None and self._mark >= upto)
         known = far and self._is_current()
-        if not known:
-            await self._raise_mark()
-        found = await self._read(position, limit, types, upto)
-        if known and len(found) < limit and (upto is None or self._mark < upto):
-            # There were gaps, so the old mark was not as far away as it seemed.
-            await self._raise_mark()
+        if known:
             found = await self._read(position, limit, types, upto)
+        # Where there were gaps, the old mark was not as far away as it seemed.
+        if not known or (len(found) < limit and (upto is None or self._mark < upto)):
+            found = await self._read_anew(position, limit, types, upto)
         while not self._is_current():
             await self._raise_mark()
             found = await self._read(position, limit, types, upto)
@@ -92,6 +90,17 @@ class PostgresLog:
     def _is_current(self) -> bool:
         """Whether the mark was taken on the present connection: a database that was restored has another one."""
         return self._session == self.opened().reader.session
+
+    async def _read_anew(
+        self, position: int, limit: int, types: Collection[str] | None, upto: int | None
+    ) -> list[Record]:
+        """Up to a new mark, in one statement."""
+        known = self._mark if self._is_current() else 0
+        wanted = None if types is None else list(types)
+        mark, *rows = await self._fetch("read_anew", known, position, limit, _LAST if upto is None else upto, wanted)
+        is_same = self._is_current()
+        self._set_mark(mark[0], mark[15])
+        return _records(rows) if is_same or not known else await self._read(position, limit, types, upto)
 
     async def _read(self, position: int, limit: int, types: Collection[str] | None, upto: int | None) -> list[Record]:
         last = self._mark if upto is None else min(self._mark, upto)
@@ -143,6 +152,9 @@ class PostgresLog:
 
     async def _raise_mark(self) -> None:
         drawn, announced = (await self._fetch("mark"))[0]
+        self._set_mark(drawn, announced)
+
+    def _set_mark(self, drawn: int, announced: int | None) -> None:
         if not self._is_current() or drawn < self._mark:
             # What is readable now may be less than what was: the history of a restored database ends earlier.
             self._mark, self._session = 0, self.opened().reader.session

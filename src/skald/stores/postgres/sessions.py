@@ -11,21 +11,20 @@ import asyncio
 import inspect
 import json
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Protocol
 
 from skald.errors import (
     Busy,
     ConfigurationError,
-    Rejection,
     SkaldError,
     StoreError,
     StoreUnavailable,
     TransactionConflict,
 )
 from skald.store import Row
-from skald.stores.postgres.group import outcome_from_json, units_to_json
+from skald.stores.postgres.group import applied
 from skald.stores.postgres.parameters import bound, renamed
 from skald.stores.postgres.statements import quoted
 from skald.unit import Committed, Unit, calls_somebody
@@ -83,14 +82,18 @@ class SessionTransaction:
         return (await self._run(sql, values))[0]
 
     async def apply(self, unit: Unit) -> Committed:
+        return (await self.apply_all([unit]))[0]
+
+    async def apply_all(self, units: Sequence[Unit]) -> list[Committed]:
+        committed = await applied(units, self._apply)
+        self.appended = self.appended or any(one.positions for one in committed)
+        self.calls_somebody = self.calls_somebody or any(calls_somebody(unit) for unit in units)
+        return committed
+
+    async def _apply(self, units: str) -> str:
         sql = f"SELECT CAST({quoted(self._schema)}.skald_apply_1(CAST(:units AS jsonb)) AS text) AS answer"
-        rows, _ = await self._run(sql, {"units": units_to_json([unit])})
-        outcome = outcome_from_json([unit], rows[0]["answer"])[0]
-        if isinstance(outcome, Rejection):
-            raise outcome
-        self.appended = self.appended or bool(outcome.positions)
-        self.calls_somebody = self.calls_somebody or calls_somebody(unit)
-        return outcome
+        rows, _ = await self._run(sql, {"units": units})
+        return str(rows[0]["answer"])
 
     async def now(self) -> int:
         return int((await self._run(_NOW, {}))[0][0]["now"])

@@ -27,6 +27,7 @@ from skald.stores.postgres.transaction import Pool, PostgresTransaction, Row, fe
 from skald.unit import Committed, Unit, calls_somebody
 
 FEATURES = StoreFeatures(
+    commits_at_once=False,
     exclusive_transactions=False,
     writers=2,
     for_update="FOR UPDATE SKIP LOCKED",
@@ -85,6 +86,10 @@ class PostgresStore:
         if any([unit.workflows is not None and calls_somebody(unit) for unit in units]):
             self.workflows.ring()
         return outcomes
+
+    def commit_at_once(self, units: Sequence[Unit]) -> list[Committed | Rejection] | None:
+        """Never: there is always a connection to wait for."""
+        return None
 
     def ensure_free(self) -> None:
         """Nothing here waits for itself: what an open transaction holds is ``Busy`` to everybody else."""

@@ -14,10 +14,10 @@ from contextlib import asynccontextmanager, contextmanager
 from time import monotonic
 from typing import Any
 
-from skald.errors import Rejection, StoreError, StoreUnavailable, TransactionTooLong
+from skald.errors import StoreError, StoreUnavailable, TransactionTooLong
 from skald.stores.postgres.connecting import Connection, close, connect_patiently
 from skald.stores.postgres.failures import boundary, is_gone
-from skald.stores.postgres.group import outcome_from_json, units_to_json
+from skald.stores.postgres.group import applied
 from skald.stores.postgres.parameters import bound
 from skald.stores.postgres.statements import quoted, statements
 from skald.unit import Committed, Unit, calls_somebody
@@ -175,15 +175,17 @@ class PostgresTransaction:
             return [dict(row) for row in await self.connection.fetch(text, *arguments)]
 
     async def apply(self, unit: Unit) -> Committed:
-        text = units_to_json([unit])
+        return (await self.apply_all([unit]))[0]
+
+    async def apply_all(self, units: Sequence[Unit]) -> list[Committed]:
+        committed = await applied(units, self._apply)
+        self.appended = self.appended or any(one.positions for one in committed)
+        self.calls_somebody = self.calls_somebody or any(calls_somebody(unit) for unit in units)
+        return committed
+
+    async def _apply(self, units: str) -> str:
         with self._statement():
-            answer = await self.connection.fetchval(self._sql["apply"], text)
-        outcome = outcome_from_json([unit], answer)[0]
-        if isinstance(outcome, Rejection):
-            raise outcome
-        self.appended = self.appended or bool(outcome.positions)
-        self.calls_somebody = self.calls_somebody or calls_somebody(unit)
-        return outcome
+            return str(await self.connection.fetchval(self._sql["apply"], units))
 
     async def now(self) -> int:
         with self._statement():

@@ -9,10 +9,12 @@ group that uses one of the control characters itself, or whose joined text is em
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any
 
-from skald.stores.postgres.columns import ARGUMENTS, BYTES, OR_NULL, TEXTS, UUIDS, WORKFLOWS
+from skald.stores.postgres.columns import ARGUMENTS, BYTES, MARKS, OR_NULL, TEXTS, UUIDS, WORKFLOWS
 
+EVERYTHING = ARGUMENTS | MARKS | WORKFLOWS
 BETWEEN, NULL = "\x1f", "\x1e"
 
 
@@ -21,11 +23,14 @@ class _Unpackable(Exception):
 
 
 def call(packed: bool, sql: str) -> str:
-    """The statement with its ``{arguments}``, from ``$1`` on, and the fields of the record ``{workflows}``."""
+    """The statement with its ``{arguments}``, from ``$1`` on, and the fields of the records ``{marks}`` and
+    ``{workflows}``."""
     first = ["$1::uuid", "$2::bigint", "$3::text[]"]
-    places = [_place(number, kind, packed) for number, kind in enumerate((ARGUMENTS | WORKFLOWS).values(), start=4)]
-    arguments, fields = places[: len(ARGUMENTS)], places[len(ARGUMENTS) :]
-    return sql.replace("{arguments}", ", ".join(first + arguments)).replace("{workflows}", ", ".join(fields))
+    places = iter([_place(number, kind, packed) for number, kind in enumerate(EVERYTHING.values(), start=4)])
+    for name, columns in (("arguments", ARGUMENTS), ("marks", MARKS), ("workflows", WORKFLOWS)):
+        sql = sql.replace(f"{{{name}}}", ", ".join(first + list(islice(places, len(columns)))))
+        first = []
+    return sql
 
 
 def _place(number: int, kind: str, packed: bool) -> str:
@@ -37,9 +42,9 @@ def _place(number: int, kind: str, packed: bool) -> str:
     return f"${number}::text::{type_}[]"
 
 
-def values(arguments: Mapping[str, Sequence[Any]], of_workflows: bool = False) -> tuple[bool, list[Any]]:
-    """The values for ``call``, and whether they are packed."""
-    columns = ARGUMENTS | WORKFLOWS if of_workflows else ARGUMENTS
+def values(arguments: Mapping[str, Sequence[Any]], everything: bool = False) -> tuple[bool, list[Any]]:
+    """The values for ``call``, and whether they are packed; ``everything`` with those of the records."""
+    columns = EVERYTHING if everything else ARGUMENTS
     try:
         return True, [_packed(kind, arguments[name]) if name in arguments else None for name, kind in columns.items()]
     except _Unpackable:

@@ -38,7 +38,9 @@ from skald.unit import Committed, Unit, calls_somebody
 class SqliteStore:
     """See ``skald.store.Store``. ``transaction_limit`` (seconds) bounds a transaction of the user's code."""
 
-    features = StoreFeatures(exclusive_transactions=True, writers=1, for_update="", external_sessions=False)
+    features = StoreFeatures(
+        exclusive_transactions=True, commits_at_once=True, writers=1, for_update="", external_sessions=False
+    )
 
     def __init__(self, path: Path, service: str, *, transaction_limit: float = 1.0, clock: Clock | None = None) -> None:
         self.service = service
@@ -79,11 +81,23 @@ class SqliteStore:
         if not units:
             return []
         outcomes, appended = await self._writer.commit(units, patient)
+        self._ring_for(units, appended)
+        return outcomes
+
+    def commit_at_once(self, units: Sequence[Unit]) -> list[Committed | Rejection] | None:
+        """See the contract."""
+        found = self._writer.commit_at_once(units)
+        if found is None:
+            return None
+        outcomes, appended = found
+        self._ring_for(units, appended)
+        return outcomes
+
+    def _ring_for(self, units: Sequence[Unit], appended: bool) -> None:
         if appended:
             self._bell.ring()
         if any([calls_somebody(unit) for unit in units if unit.workflows is not None]):
             self.workflows.ring()
-        return outcomes
 
     def transaction(self) -> AbstractAsyncContextManager[SqliteTransaction]:
         """Keeps every other writer out until the block ends, or until ``transaction_limit`` is over."""

@@ -7,7 +7,7 @@ too long. A loop that does not turn cannot fire it; what blocks the loop is the 
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from itertools import count
 from pathlib import Path
@@ -19,7 +19,7 @@ from skald.clock import Clock
 from skald.errors import StoreError, StoreUnavailable, TransactionTooLong
 from skald.store import Row
 from skald.stores.sqlite.failures import translated
-from skald.stores.sqlite.units import write_unit
+from skald.stores.sqlite.units import write_whole
 from skald.stores.sqlite.values import fetch_rows, run
 from skald.unit import Committed, Unit, calls_somebody
 
@@ -75,11 +75,14 @@ class SqliteTransaction:
 
     async def apply(self, unit: Unit) -> Committed:
         """Writes the unit, or raises its ``Rejection`` and leaves the transaction as it was."""
+        return (await self.apply_all([unit]))[0]
+
+    async def apply_all(self, units: Sequence[Unit]) -> list[Committed]:
         self.require_open()
         with translated(self._path):
-            committed, appended = write_unit(self._connection, unit)
+            committed, appended = write_whole(self._connection, units)
         self.appended |= appended
-        self.calls_somebody |= calls_somebody(unit)
+        self.calls_somebody |= any(calls_somebody(unit) for unit in units)
         return committed
 
     async def now(self) -> int:

@@ -14,17 +14,18 @@ from typing import Any
 import apsw
 from msgspec.structs import astuple
 
-from skald.errors import Conflict, CursorMoved, DeliveryGone, Fenced, Rejection
+from skald.errors import Conflict, CursorMoved, DeliveryGone, Fenced, MarkMoved, Rejection
 from skald.message import Record
 from skald.sql import blocks
 from skald.stores.sqlite.failures import BAD_VALUE
 from skald.stores.sqlite.workflows import WorkflowGroup
-from skald.unit import Committed, CursorMove, Delivery, Resolve, Unit
+from skald.unit import Committed, CursorMove, Delivery, Mark, Resolve, Unit
 
 _SQL = blocks(__package__, "unit")
 _HEAD, _HEADS, _SET_HEAD, _FENCE = _SQL["head"], _SQL["heads"], _SQL["set_head"], _SQL["fence"]
 _CURSOR, _MOVE_CURSOR = _SQL["cursor"], _SQL["move_cursor"]
 _OWNER, _RESOLVE, _DELIVER = _SQL["delivery_owner"], _SQL["resolve"], _SQL["deliver"]
+_MARK, _SET_MARK = _SQL["mark"], _SQL["set_mark"]
 _LAST, _DRAW = _SQL["last_position"], _SQL["draw_positions"]
 _EVENTS, _MESSAGES = _SQL["append_events"], _SQL["append_messages"]
 
@@ -34,10 +35,12 @@ Outcome = Committed | Rejection
 class Group:
     """The writes of one group; ``add`` each unit, then ``write`` what they append."""
 
-    def __init__(self, connection: apsw.Connection) -> None:
+    def __init__(self, connection: apsw.Connection, units: Sequence[Unit]) -> None:
         self._execute = connection.execute
         self._executemany = connection.executemany
-        self._start: int = self._execute(_LAST).get
+        # Units of workflows mostly append nothing.
+        appends = any(unit.events or unit.messages or unit.appends for unit in units)
+        self._start: int = self._execute(_LAST).get if appends else 0
         self._last: int = self._start
         self._heads: dict[str, int] = {}
         self._raised: dict[str, int] = {}
@@ -75,6 +78,7 @@ class Group:
             or unit.appends
             or unit.tags
             or unit.resolves
+            or unit.marks
             or unit.workflows
         ):
             if not unit.deliveries:
@@ -88,6 +92,8 @@ class Group:
             self._of_workflows().take(unit.workflows)
         if unit.resolves or unit.deliveries or unit.cursor is not None:
             self._write_inbox(unit)
+        if unit.marks:
+            self._executemany(_SET_MARK, [(mark.kind.value, *astuple(mark)[1:]) for mark in unit.marks])
         first = self._last + 1
         for record in unit.events:
             self._last = position = self._last + 1
@@ -139,7 +145,10 @@ class Group:
         if unit.cursor is not None:
             self._check_cursor(unit.cursor)
         for resolve in unit.resolves:
-            self._check_resolve(resolve)
+            if resolve.required:
+                self._check_resolve(resolve)
+        if unit.marks:
+            self._check_marks(unit.marks)
         if unit.workflows is not None and unit.workflows.starts:
             self._of_workflows().check(unit.workflows)
         heads: dict[str, int] = {}
@@ -181,6 +190,14 @@ class Group:
         if found is None or (resolve.owner is not None and found[0] != resolve.owner):
             raise DeliveryGone(resolve.handler, resolve.origin, resolve.position)
 
+    def _check_marks(self, marks: Sequence[Mark]) -> None:
+        seen: set[tuple[str, str, str]] = set()
+        for mark in marks:
+            place = (mark.kind.value, mark.name, mark.key)
+            if place in seen or (self._execute(_MARK, place).get or 0) != mark.expected:
+                raise MarkMoved(*place)
+            seen.add(place)
+
     def _of_workflows(self) -> WorkflowGroup:
         if self._workflows is None:
             self._workflows = WorkflowGroup(self._execute, self._executemany)
@@ -207,7 +224,7 @@ def _delivery_row(delivery: Delivery) -> tuple[Any, ...]:
 
 def write_units(connection: apsw.Connection, units: Sequence[Unit]) -> tuple[list[Outcome], bool]:
     """One outcome per unit, and whether anything was appended; raises what concerns the whole group."""
-    group = Group(connection)
+    group = Group(connection, units)
     group.look_up(units)
     outcomes: list[Outcome] = []
     for unit in units:
@@ -225,7 +242,7 @@ def write_units_singly(connection: apsw.Connection, units: Sequence[Unit]) -> tu
     appended = False
     for unit in units:
         try:
-            committed, wrote = write_unit(connection, unit)
+            [committed], wrote = write_whole(connection, [unit])
             outcomes.append(committed)
             appended |= wrote
         except Rejection as rejection:
@@ -233,12 +250,12 @@ def write_units_singly(connection: apsw.Connection, units: Sequence[Unit]) -> tu
     return outcomes, appended
 
 
-def write_unit(connection: apsw.Connection, unit: Unit) -> tuple[Committed, bool]:
-    """One unit behind a savepoint; raises its ``Rejection`` with everything undone."""
+def write_whole(connection: apsw.Connection, units: Sequence[Unit]) -> tuple[list[Committed], bool]:
+    """Units behind a savepoint; raises the first ``Rejection`` with everything undone."""
     connection.execute("SAVEPOINT skald_unit")
     try:
-        group = Group(connection)
-        committed = group.add(unit)
+        group = Group(connection, units)
+        committed = [group.add(unit) for unit in units]
         group.write()
     except BaseException as error:
         if not connection.get_autocommit():  # a failing disk ends the whole transaction

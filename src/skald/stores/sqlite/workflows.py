@@ -14,6 +14,7 @@ from skald.unit import WorkflowEnd, WorkflowStart, WorkflowState, WorkflowWrites
 
 _SQL = blocks(__package__, "unit")
 _STARTED, _KEYS, _SUPERSEDE, _START = _SQL["started"], _SQL["keys_in_use"], _SQL["supersede"], _SQL["start"]
+_FORGET_TOLD = _SQL["forget_told"]
 _JOURNAL, _END, _REST = _SQL["journal"], _SQL["end"], _SQL["rest"]
 _LETTER, _TAKE, _TAKE_UPDATE, _REPLY = _SQL["letter"], _SQL["take"], _SQL["take_update"], _SQL["reply"]
 
@@ -71,8 +72,10 @@ class WorkflowGroup:
         for place, start in enumerate(writes.starts):
             if start.id in self._runs:
                 self._again.append((start.id,))
-            self._starts.append(_start_row(start, ends.pop(start.run, None), writes.starts[place + 1 :]))
-        self._ends += [(end.run, end.state.value, end.outcome, end.time) for end in ends.values()]
+            end = ends.pop(start.run, None)
+            later = writes.starts[place + 1 :] if end is not None else ()
+            self._starts.append(_start_row(start, end, later))
+        self._ends += [(end.run, end.state._value_, end.outcome, end.time) for end in ends.values()]
         self._journal += [astuple(entry) for entry in writes.journal]
         self._rests += [(rest.run, rest.state.value, rest.wake_at, rest.note) for rest in writes.rests]
         for letter in writes.letters:
@@ -85,6 +88,7 @@ class WorkflowGroup:
     def write(self) -> None:
         for sql, rows in (
             (_END, self._ends),
+            (_FORGET_TOLD, self._again),
             (_SUPERSEDE, self._again),
             (_START, self._starts),
             (_JOURNAL, self._journal),
@@ -102,7 +106,7 @@ def _start_row(start: WorkflowStart, end: WorkflowEnd | None, later: Sequence[Wo
     """With its end, if it has ended before it first waited: there is no row yet that an end could be written to."""
     if end is None:
         state = WorkflowState.SCHEDULED if start.owner is None else WorkflowState.RUNNING
-        return (*astuple(start)[:9], 1, state.value, None, None)
+        return (*astuple(start)[:9], 1, state.value, None, None, start.style, start.correlation)
     latest = int(all(other.id != start.id for other in later))
     row = astuple(replace(start, owner=None, wake_at=None))
-    return (*row[:9], latest, end.state.value, end.outcome, end.time)
+    return (*row[:9], latest, end.state.value, end.outcome, end.time, start.style, start.correlation)

@@ -98,6 +98,26 @@ class Writer:
         finally:
             self._lock.release()
 
+    def commit_at_once(self, units: Sequence[Unit]) -> tuple[list[Outcome], bool] | None:
+        """The same on the event loop without a turn of it; ``None`` if anything is in the way, or it is much."""
+        connection = self._connection
+        if connection is None or self._lock.locked() or not self.is_open or self._process != os.getpid():
+            return None
+        if time.monotonic() >= self._next_look or _weight(units) > INLINE:
+            return None
+        self._watch.check()
+        if not self._turn.begin():
+            return None
+        connection.set_busy_timeout(0)
+        try:
+            return _commit(connection, units)
+        except apsw.BusyError:
+            return None
+        except apsw.Error as error:
+            raise self._failed(error) from error
+        finally:
+            self._turn.end()
+
     @asynccontextmanager
     async def transaction(self, opened_at: str) -> AsyncIterator[SqliteTransaction]:
         """Commits at the end of the block, unless the block raises or was open for too long."""
@@ -264,9 +284,10 @@ def _impatient(until: float) -> Callable[[int], bool]:
 def _weight(units: Sequence[Unit]) -> int:
     """What the units cost, in small records (about 5 µs each); a record of 4 KiB counts twice."""
     light = sum([len(r.payload or b"") + 4096 for u in units for r in u.events])
-    others = [u for u in units if u.messages or u.deliveries or u.appends or u.workflows]
+    others = [u for u in units if u.messages or u.deliveries or u.appends or u.marks or u.workflows]
     records = [r for u in others for r in (*u.messages, *(d.record for d in u.deliveries))]
     records += [r for u in others for append in u.appends for r in append.records]
+    light += sum([len(mark.payload) + 2 * 4096 for u in others for mark in u.marks])
     workflows = [u.workflows for u in others if u.workflows is not None]
     light += sum([len(e.payload or b"") + 4096 for w in workflows for e in w.journal])
     light += sum([len(s.input) + 4096 for w in workflows for s in w.starts])

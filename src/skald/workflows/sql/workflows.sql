@@ -2,18 +2,23 @@
 -- A row with an owner, one that is paused and one that has ended have no wake_at. Below 1 it is due at once.
 
 -- name: by_id
-SELECT run, id, workflow, state, owner, parent, input, outcome, started_at FROM skald_workflows
+SELECT run, id, workflow, state, owner, parent, input, outcome, started_at, style FROM skald_workflows
 WHERE id = :id AND latest = 1
 
 -- name: by_run
-SELECT run, id, workflow, state, owner, parent, input, outcome, started_at FROM skald_workflows WHERE run = :run
+SELECT run, id, workflow, state, owner, parent, input, outcome, started_at, style FROM skald_workflows WHERE run = :run
 
 -- name: poll
 SELECT (SELECT min(wake_at) FROM skald_workflows WHERE wake_at IS NOT NULL) AS wake_at,
        CASE WHEN EXISTS (SELECT 1 FROM skald_letters WHERE to_run IS NOT NULL AND taken = 0)
               OR EXISTS (SELECT 1 FROM skald_letters WHERE to_id IS NOT NULL AND taken = 0)
               OR EXISTS (SELECT 1 FROM skald_letters WHERE to_key IS NOT NULL AND taken = 0)
-            THEN 1 ELSE 0 END AS letters
+            THEN 1 ELSE 0 END AS letters,
+       CASE WHEN EXISTS (SELECT 1 FROM skald_letters WHERE kind > 9 AND kind = 10)
+              OR EXISTS (SELECT 1 FROM skald_letters l WHERE l.kind > 9 AND l.kind = 11 AND NOT EXISTS (
+                    SELECT 1 FROM skald_letters h JOIN skald_workflows w ON w.run = h.to_run AND w.ended_at IS NULL
+                    WHERE h.kind > 9 AND h.kind = 12 AND h.name = l.name))
+            THEN 1 ELSE 0 END AS locks
 
 -- name: asleep
 SELECT 1 AS one FROM skald_letters l JOIN skald_workflows w ON w.run = l.to_run
@@ -51,11 +56,20 @@ WHERE run IN (
     AND (replace(:names, ',' || workflow || ',', '') <> :names OR EXISTS (
         SELECT 1 FROM skald_letters l WHERE l.kind = 3 AND l.taken = 0 AND (l.to_run = w.run OR l.to_id = w.id)))
     ORDER BY wake_at LIMIT :most {for_update})
-RETURNING run, id, workflow, parent, key, input, started_at
+RETURNING run, id, workflow, parent, key, input, started_at, deaths, correlation
 
 -- name: mine
-SELECT run, id, workflow, parent, key, input, started_at FROM skald_workflows
+SELECT run, id, workflow, parent, key, input, started_at, deaths, correlation FROM skald_workflows
 WHERE run = :run AND owner = :owner AND ended_at IS NULL
+
+-- name: count_more
+UPDATE skald_workflows SET deaths = deaths + 1 WHERE run = :run AND owner = :owner
+
+-- name: count_less
+UPDATE skald_workflows SET deaths = deaths - 1 WHERE run = :run AND owner = :owner
+
+-- name: clear
+UPDATE skald_workflows SET deaths = 0 WHERE run = :run AND owner = :owner
 
 -- name: journals
 SELECT run, position, kind, name, digest, occurrence, time, payload FROM skald_journal
@@ -77,6 +91,9 @@ SELECT l.id, l.kind, l.name, l.payload, l.time, w.run
 FROM skald_letters l JOIN skald_workflows w ON w.key = l.to_key AND w.ended_at IS NULL
 WHERE l.to_key IS NOT NULL AND l.taken = 0 AND w.owner = :owner
 ORDER BY 5, 1
+
+-- name: open_calls
+SELECT id FROM skald_letters WHERE taken = 2 AND to_run IN ({runs})
 
 -- name: wake_runs
 UPDATE skald_workflows SET wake_at = 0
@@ -112,12 +129,16 @@ UPDATE skald_workflows SET state = 'running', wake_at = 0, outcome = NULL WHERE 
 DELETE FROM skald_letters WHERE kind = 4 AND to_id = :id
 
 -- name: failed_step
-SELECT max(j.position) AS position FROM skald_journal j JOIN skald_workflows w ON w.run = j.run
-WHERE w.id = :id AND w.latest = 1 AND w.state = 'failed' AND j.kind IN (1, 7)
+SELECT max(CASE WHEN j.kind IN (1, 7, 12) THEN j.position END) AS position, max(j.position) AS last
+FROM skald_journal j JOIN skald_workflows w ON w.run = j.run
+WHERE w.id = :id AND w.latest = 1 AND w.state = 'failed'
 
--- name: forget_from
-DELETE FROM skald_journal WHERE position >= :position
+-- name: forget_failure
+UPDATE skald_journal SET kind = 14, digest = :last WHERE position = :position
 AND run = (SELECT run FROM skald_workflows WHERE id = :id AND latest = 1 AND state = 'failed')
+
+-- name: forget_told
+DELETE FROM skald_letters WHERE to_id = :id AND taken = 0 AND kind BETWEEN 1 AND 4
 
 -- name: reopen
 UPDATE skald_workflows SET state = 'running', wake_at = 0, outcome = NULL, ended_at = NULL
@@ -130,6 +151,10 @@ UPDATE skald_workflows SET wake_at = :token WHERE run IN (
 -- name: prune_journal
 DELETE FROM skald_journal WHERE run IN (
     SELECT run FROM skald_workflows WHERE wake_at = :token AND ended_at IS NOT NULL)
+
+-- name: prune_told
+DELETE FROM skald_letters WHERE taken = 0 AND kind BETWEEN 1 AND 4 AND to_id IN (
+    SELECT id FROM skald_workflows WHERE wake_at = :token AND ended_at IS NOT NULL AND latest = 1)
 
 -- name: prune
 DELETE FROM skald_workflows WHERE wake_at = :token AND ended_at IS NOT NULL
@@ -148,3 +173,6 @@ SELECT run FROM skald_workflows WHERE owner = :owner
 
 -- name: started_with
 SELECT 1 AS one FROM skald_workflows WHERE id = :id AND workflow = :workflow AND input = :input LIMIT 1
+
+-- name: inputs
+SELECT DISTINCT input FROM skald_workflows WHERE id = :id AND workflow = :workflow

@@ -98,6 +98,27 @@ CREATE INDEX skald_deliveries_lane ON skald_deliveries (group_name, origin, lane
 CREATE INDEX skald_deliveries_queue ON skald_deliveries (group_name, handler, priority DESC, due)
     WHERE state = 'queued';
 
+-- What is remembered of keys: facts that were handled ('once'), what handlers did that can be undone ('effect'), the
+-- states of processes ('process').
+CREATE TABLE skald_marks (
+    kind           text COLLATE "C" NOT NULL,
+    name           text COLLATE "C" NOT NULL,   -- of the handler or the process
+    key            text COLLATE "C" NOT NULL,
+    version        bigint NOT NULL,
+    state          text NOT NULL,
+    step           text,            -- where a process is
+    payload        bytea NOT NULL,
+    correlation_id text,
+    created_at     bigint NOT NULL,
+    updated_at     bigint NOT NULL,
+    PRIMARY KEY (kind, name, key)
+) WITH (fillfactor = 85);
+
+-- What was done for a key, undone, or cancelled before it came; and the ids of messages that were refused for it.
+CREATE VIEW skald_effects AS
+SELECT name AS handler, key, state, convert_from(payload, 'UTF8')::jsonb ->> 'refused' AS refused, created_at, updated_at
+FROM skald_marks WHERE kind = 'effect';
+
 -- Answers of the HTTP face, by idempotency key, written with the effect.
 CREATE TABLE skald_idempotency (
     scope      text COLLATE "C" NOT NULL,
@@ -159,3 +180,52 @@ BEGIN
                    format('SELECT %s::bigint', tag));
 END
 $do$;
+
+-- A stretch of the log up to its low-water mark, in one go: ① the last position drawn, ② then the lowest announcement
+-- (correlated, so that it cannot be read before ①), ③ then the rows below both, by a statement whose snapshot is newer:
+-- in a volatile function each has its own. The first row tells ① as position and ② as delay. `known` was below the mark
+-- once, and stays readable unless the log is another one.
+CREATE FUNCTION skald_read_1(known bigint, first bigint, most integer, upto bigint, wanted text[]) RETURNS TABLE (
+    "position" bigint, id text, aggregatetype text, aggregateid text, slot smallint, type text, version integer,
+    "time" bigint, correlation_id text, causation_id text, traceparent text, payload bytea, stream text,
+    stream_version bigint, priority integer, delay bigint
+) LANGUAGE plpgsql VOLATILE SET search_path FROM CURRENT AS $$
+#variable_conflict use_column
+DECLARE
+    drawn bigint;
+    announced bigint;
+    mark bigint;
+BEGIN
+    SELECT s.last_value, (
+        SELECT min(((l.classid::bigint & 65535) << 32) | l.objid::bigint)
+        FROM pg_locks l
+        WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.classid::bigint >> 16 = skald_tag()
+        AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) AND s.last_value >= 0
+    ) INTO drawn, announced
+    FROM (SELECT last_value FROM skald_position OFFSET 0) s;
+    mark := least(drawn, announced);
+    IF known <= drawn THEN
+        mark := greatest(mark, known);
+    END IF;
+    mark := least(mark, upto);
+    RETURN QUERY SELECT
+        drawn, NULL::text, NULL::text, NULL::text, NULL::smallint, NULL::text, NULL::integer, NULL::bigint, NULL::text,
+        NULL::text, NULL::text, NULL::bytea, NULL::text, NULL::bigint, NULL::integer, announced;
+    IF mark < first THEN
+        RETURN;
+    END IF;
+    RETURN QUERY
+    (SELECT e.position, e.id::text, e.aggregatetype, e.aggregateid, e.slot, e.type, e.version, e.time,
+            e.correlation_id, e.causation_id, e.traceparent,
+            CASE WHEN wanted IS NULL OR e.type = ANY (wanted) THEN e.payload END,
+            e.stream COLLATE "default", e.stream_version, 0, 0::bigint
+     FROM skald_events e WHERE e.position >= first AND e.position <= mark ORDER BY e.position LIMIT most)
+    UNION ALL
+    (SELECT m.position, m.id::text, m.aggregatetype, m.aggregateid, m.slot, m.type, m.version, m.time,
+            m.correlation_id, m.causation_id, m.traceparent,
+            CASE WHEN wanted IS NULL OR m.type = ANY (wanted) THEN m.payload END,
+            NULL, NULL, m.priority, m.delay
+     FROM skald_messages m WHERE m.position >= first AND m.position <= mark ORDER BY m.position LIMIT most)
+    ORDER BY 1 LIMIT most;
+END
+$$;

@@ -4,13 +4,13 @@
 --
 -- A unit is a number; every other row of the arguments names the unit it belongs to. A guard that fails puts its unit
 -- into bad_unit, and every write leaves out the units in bad_unit. Codes: 1 conflict, 2 busy, 3 fenced, 4 cursor
--- moved, 5 delivery gone, 6 workflow exists, 7 its key is taken. An argument that is NULL is a section that nobody in
+-- moved, 5 delivery gone, 6 workflow exists, 7 its key is taken, 8 mark moved. An argument that is NULL is a section that nobody in
 -- this group uses.
 --
 -- The caller's session sets search_path, and keeps the planner from what is right for empty tables only (see
 -- skald_apply_1): here those settings would be made and undone with every call.
 --
--- Lock order: fences, cursors, deliveries, heads, workflows, the announcement. Rows that exist are locked with SKIP
+-- Lock order: fences, cursors, deliveries, marks, heads, workflows, the announcement. Rows that exist are locked with SKIP
 -- LOCKED: one that somebody holds makes its unit busy and nobody waits. Only a key that is *new* can wait, for whoever
 -- inserts it at the same time; the caller bounds that by lock_timeout and then names the keys in `hot`, which are tried
 -- one by one. Workflows are not locked when they are compared: of two that start with the same id or key at the same
@@ -53,11 +53,17 @@ BEGIN
 END
 $$;
 
+-- What a group writes of marks.
+CREATE TYPE skald_mark_writes_1 AS (
+    m_unit integer[], m_kind text[], m_name text[], m_key text[], m_expected bigint[], m_state text[], m_time bigint[],
+    m_payload bytea[], m_step text[], m_correlation text[]
+);
+
 -- What a group writes of workflows. A record, because a function has at most 100 arguments.
 CREATE TYPE skald_workflow_writes_1 AS (
     w_unit integer[], w_run uuid[], w_id text[], w_workflow text[], w_owner text[], w_wake_at bigint[], w_parent uuid[],
-    w_key text[], w_input bytea[], w_time bigint[], w_again boolean[], w_latest smallint[], w_state text[],
-    w_outcome bytea[], w_ended_at bigint[],                              -- starts, some of which have ended at once
+    w_key text[], w_input bytea[], w_time bigint[], w_again boolean[], w_style text[], w_correlation text[], w_latest smallint[],
+    w_state text[], w_outcome bytea[], w_ended_at bigint[],                              -- starts, some of which have ended at once
     j_unit integer[], j_run uuid[], j_position integer[], j_kind smallint[], j_name text[], j_digest bytea[],
     j_occurrence integer[], j_time bigint[], j_payload bytea[],          -- the journal
     e_unit integer[], e_run uuid[], e_state text[], e_outcome bytea[], e_time bigint[],     -- ends
@@ -75,6 +81,7 @@ CREATE FUNCTION skald_commit_1(
     c_unit integer[], c_group text[], c_origin text[], c_lane integer[], c_owner text[],
     c_position bigint[], c_version bigint[], c_to bigint[], c_to_id text[],
     x_unit integer[], x_group text[], x_handler text[], x_origin text[], x_position bigint[], x_owner text[],
+    x_required boolean[],
     n_unit integer[], n_key text[], n_bump integer[],            -- heads that must be at version 0
     h_unit integer[], h_key text[], h_expected bigint[], h_bump integer[],   -- all other heads; NULL: any version
     r_unit integer[], r_kind integer[], r_stream text[], r_head integer[], r_seq integer[],   -- r_kind 2: message
@@ -86,6 +93,7 @@ CREATE FUNCTION skald_commit_1(
     d_id uuid[], d_topic text[], d_key text[], d_slot smallint[], d_type text[], d_version integer[], d_time bigint[],
     d_correlation text[], d_causation text[], d_traceparent text[], d_payload bytea[],
     d_priority integer[], d_delay bigint[],
+    marks skald_mark_writes_1,
     workflows skald_workflow_writes_1,
     OUT bad_unit integer[], OUT bad_code smallint[], OUT bad_key text[], OUT bad_actual bigint[],
     OUT lo bigint, OUT hi bigint, OUT positions bigint[], OUT versions bigint[]
@@ -158,15 +166,45 @@ BEGIN
                         WHEN d.here IS NULL AND EXISTS (
                             SELECT FROM skald_deliveries s WHERE s.group_name = a.grp AND s.handler = a.handler
                             AND s.origin = a.origin AND s.position = a.position) THEN 2
+                        WHEN NOT a.required THEN 0
                         ELSE 5 END AS code
-            FROM unnest(x_unit, x_group, x_handler, x_origin, x_position, x_owner)
-                 AS a (unit, grp, handler, origin, position, owner)
+            FROM unnest(x_unit, x_group, x_handler, x_origin, x_position, x_owner, x_required)
+                 AS a (unit, grp, handler, origin, position, owner, required)
             LEFT JOIN LATERAL (
                 SELECT s.owner, true AS here FROM skald_deliveries s
                 WHERE s.group_name = a.grp AND s.handler = a.handler
                 AND s.origin = a.origin AND s.position = a.position
                 FOR UPDATE SKIP LOCKED
             ) d ON true
+            OFFSET 0
+        ) v
+        WHERE v.code > 0;
+        IF units IS NOT NULL THEN
+            bad_unit := bad_unit || units;
+            bad_code := bad_code || codes;
+            bad_key := bad_key || keys;
+            bad_actual := bad_actual || actuals;
+        END IF;
+    END IF;
+
+    IF marks.m_unit IS NOT NULL THEN
+        SELECT array_agg(v.unit), array_agg(v.key), array_agg(v.code), array_agg(v.version)
+        INTO units, keys, codes, actuals
+        FROM (
+            SELECT a.unit, 'mark:' || a.kind || ':' || a.name || ':' || a.key AS key, m.version,
+                   CASE WHEN m.version = a.expected THEN 0
+                        WHEN m.version IS NOT NULL THEN 8
+                        WHEN EXISTS (SELECT FROM skald_marks s
+                                     WHERE s.kind = a.kind AND s.name = a.name AND s.key = a.key) THEN 2
+                        WHEN a.expected = 0 THEN 0
+                        ELSE 8 END AS code
+            FROM unnest(marks.m_unit, marks.m_kind, marks.m_name, marks.m_key, marks.m_expected)
+                 AS a (unit, kind, name, key, expected)
+            LEFT JOIN LATERAL (
+                SELECT s.version FROM skald_marks s
+                WHERE s.kind = a.kind AND s.name = a.name AND s.key = a.key
+                FOR NO KEY UPDATE SKIP LOCKED
+            ) m ON true
             OFFSET 0
         ) v
         WHERE v.code > 0;
@@ -284,6 +322,32 @@ BEGIN
         WHERE s.key = a.key AND a.unit = ANY (bad_unit) AND a.key = ANY (fresh);
     END IF;
 
+    IF marks.m_unit IS NOT NULL THEN
+        SELECT count(*) INTO wanted FROM unnest(marks.m_unit, marks.m_expected) AS a (unit, expected)
+        WHERE a.expected = 0 AND a.unit <> ALL (bad_unit);
+        IF wanted > 0 THEN
+            INSERT INTO skald_marks AS s (
+                kind, name, key, version, state, step, payload, correlation_id, created_at, updated_at)
+            SELECT a.kind, a.name, a.key, 1, a.state, a.step, a.payload, a.correlation, a.time, a.time
+            FROM unnest(marks.m_unit, marks.m_kind, marks.m_name, marks.m_key, marks.m_expected, marks.m_state,
+                        marks.m_time, marks.m_payload, marks.m_step, marks.m_correlation)
+                 AS a (unit, kind, name, key, expected, state, time, payload, step, correlation)
+            WHERE a.expected = 0 AND a.unit <> ALL (bad_unit)
+            ORDER BY a.kind, a.name, a.key
+            ON CONFLICT (kind, name, key) DO NOTHING;
+            GET DIAGNOSTICS written = ROW_COUNT;
+            IF written < wanted THEN
+                RAISE EXCEPTION 'a mark was made meanwhile: run the group again' USING ERRCODE = 'SK001';
+            END IF;
+        END IF;
+        UPDATE skald_marks s
+        SET version = a.expected + 1, state = a.state, step = a.step, payload = a.payload, updated_at = a.time
+        FROM unnest(marks.m_unit, marks.m_kind, marks.m_name, marks.m_key, marks.m_expected, marks.m_state,
+                    marks.m_time, marks.m_payload, marks.m_step)
+             AS a (unit, kind, name, key, expected, state, time, payload, step)
+        WHERE a.expected > 0 AND s.kind = a.kind AND s.name = a.name AND s.key = a.key AND a.unit <> ALL (bad_unit);
+    END IF;
+
     IF workflows.e_unit IS NOT NULL THEN
         UPDATE skald_workflows s
         SET state = a.state, outcome = a.outcome, ended_at = a.time, owner = NULL, wake_at = NULL
@@ -294,6 +358,12 @@ BEGIN
     IF workflows.w_unit IS NOT NULL THEN
         -- Only a run that has ended: one that was started after the comparison must stop this group.
         IF true = ANY (workflows.w_again) THEN
+            DELETE FROM skald_letters s
+            WHERE s.taken = 0 AND s.kind BETWEEN 1 AND 4 AND s.to_id = ANY (ARRAY(
+                SELECT a.id FROM unnest(workflows.w_unit, workflows.w_id, workflows.w_again) AS a (unit, id, again)
+                CROSS JOIN LATERAL (
+                    SELECT w.state FROM skald_workflows w WHERE w.id = a.id AND w.latest = 1 OFFSET 0) l
+                WHERE a.again AND a.unit <> ALL (bad_unit) AND l.state <> 'continued'));
             UPDATE skald_workflows s SET latest = 0
             WHERE s.ended_at IS NOT NULL AND s.run = ANY (ARRAY(
                 SELECT l.run FROM unnest(workflows.w_unit, workflows.w_id, workflows.w_again) AS a (unit, id, again)
@@ -302,13 +372,16 @@ BEGIN
                 WHERE a.again AND a.unit <> ALL (bad_unit)));
         END IF;
         INSERT INTO skald_workflows AS s (
-            run, id, latest, workflow, state, owner, wake_at, parent, key, input, outcome, started_at, ended_at)
-        SELECT a.run, a.id, a.latest, a.workflow, a.state, a.owner, a.wake_at, a.parent, a.key, a.input, a.outcome,
-               a.time, a.ended_at
+            run, id, latest, workflow, style, correlation, state, owner, wake_at, parent, key, input, outcome, started_at,
+            ended_at)
+        SELECT a.run, a.id, a.latest, a.workflow, a.style, a.correlation, a.state, a.owner, a.wake_at, a.parent, a.key, a.input,
+               a.outcome, a.time, a.ended_at
         FROM unnest(workflows.w_unit, workflows.w_run, workflows.w_id, workflows.w_latest, workflows.w_workflow,
                     workflows.w_state, workflows.w_owner, workflows.w_wake_at, workflows.w_parent, workflows.w_key,
-                    workflows.w_input, workflows.w_outcome, workflows.w_time, workflows.w_ended_at)
-             AS a (unit, run, id, latest, workflow, state, owner, wake_at, parent, key, input, outcome, time, ended_at)
+                    workflows.w_input, workflows.w_outcome, workflows.w_time, workflows.w_ended_at,
+                    workflows.w_style, workflows.w_correlation)
+             AS a (unit, run, id, latest, workflow, state, owner, wake_at, parent, key, input, outcome, time, ended_at,
+                   style, correlation)
         WHERE a.unit <> ALL (bad_unit)
         ORDER BY a.id;
     END IF;
@@ -321,14 +394,15 @@ BEGIN
         WHERE a.unit <> ALL (bad_unit);
     END IF;
     IF workflows.s_unit IS NOT NULL THEN
-        UPDATE skald_workflows s SET state = a.state, wake_at = a.wake_at, outcome = a.note, owner = NULL
+        UPDATE skald_workflows s SET state = a.state, wake_at = a.wake_at, outcome = a.note, owner = NULL, deaths = 0
         FROM unnest(workflows.s_unit, workflows.s_run, workflows.s_state, workflows.s_wake_at, workflows.s_note)
              AS a (unit, run, state, wake_at, note)
         WHERE s.run = a.run AND a.unit <> ALL (bad_unit);
     END IF;
     IF workflows.l_unit IS NOT NULL THEN
-        INSERT INTO skald_letters AS s (id, kind, to_id, to_key, to_run, name, payload, time)
-        SELECT DISTINCT ON (a.id) a.id, a.kind, a.to_id, a.to_key, a.to_run, a.name, a.payload, a.time
+        INSERT INTO skald_letters AS s (id, kind, to_id, to_key, to_run, name, payload, time, taken)
+        SELECT DISTINCT ON (a.id) a.id, a.kind, a.to_id, a.to_key, a.to_run, a.name, a.payload, a.time,
+               CASE WHEN a.kind IN (8, 10) THEN 2 ELSE 0 END
         FROM unnest(workflows.l_unit, workflows.l_id, workflows.l_kind, workflows.l_to_id, workflows.l_to_key,
                     workflows.l_to_run, workflows.l_name, workflows.l_payload, workflows.l_time) WITH ORDINALITY
              AS a (unit, id, kind, to_id, to_key, to_run, name, payload, time, ord)
@@ -343,9 +417,17 @@ BEGIN
         WHERE s.id = a.id AND a.unit <> ALL (bad_unit);
     END IF;
     IF workflows.p_unit IS NOT NULL THEN
-        UPDATE skald_letters s SET taken = 1, outcome = a.outcome
-        FROM unnest(workflows.p_unit, workflows.p_letter, workflows.p_outcome) AS a (unit, letter, outcome)
-        WHERE s.id = a.letter AND a.unit <> ALL (bad_unit);
+        -- Of several answers to one call the first one counts.
+        UPDATE skald_letters s
+        SET taken = CASE s.kind WHEN 8 THEN 0 ELSE 1 END,
+            payload = CASE s.kind WHEN 8 THEN a.outcome ELSE s.payload END,
+            outcome = CASE s.kind WHEN 8 THEN NULL ELSE a.outcome END, kind = CASE s.kind WHEN 8 THEN 9 ELSE s.kind END
+        FROM (SELECT DISTINCT ON (r.letter) r.letter, r.outcome
+              FROM unnest(workflows.p_unit, workflows.p_letter, workflows.p_outcome) WITH ORDINALITY
+                   AS r (unit, letter, outcome, ord)
+              WHERE r.unit <> ALL (bad_unit)
+              ORDER BY r.letter, r.ord) AS a
+        WHERE s.id = a.letter AND s.kind <> 9;
     END IF;
 
     -- Everything is locked and compared: only now may positions be drawn, and only after the announcement. The

@@ -1,8 +1,9 @@
 -- name: commit
-SELECT * FROM {schema}.skald_commit_1({arguments}, NULL)
+SELECT * FROM {schema}.skald_commit_1({arguments}, NULL, NULL)
 
--- name: commit_workflows
-SELECT * FROM {schema}.skald_commit_1({arguments}, ROW({workflows})::{schema}.skald_workflow_writes_1)
+-- name: commit_everything
+SELECT * FROM {schema}.skald_commit_1(
+    {arguments}, ROW({marks})::{schema}.skald_mark_writes_1, ROW({workflows})::{schema}.skald_workflow_writes_1)
 
 -- name: apply
 SELECT {schema}.skald_apply_1($1::text::jsonb)::text

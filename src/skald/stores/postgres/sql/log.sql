@@ -31,6 +31,9 @@ UNION ALL
  FROM {schema}.skald_messages WHERE position >= $1 AND position <= $2 ORDER BY position LIMIT $3)
 ORDER BY 1 LIMIT $3
 
+-- name: read_anew
+SELECT * FROM {schema}.skald_read_1($1, $2, $3, $4, $5)
+
 -- name: read_stream
 SELECT position, id::text, aggregatetype, aggregateid, slot, type, version, time, correlation_id, causation_id,
        traceparent, payload, stream, stream_version, 0, 0

@@ -94,6 +94,27 @@ CREATE INDEX skald_deliveries_lane ON skald_deliveries (group_name, origin, lane
 CREATE INDEX skald_deliveries_queue ON skald_deliveries (group_name, handler, priority DESC, due)
     WHERE state = 'queued';
 
+-- What is remembered of keys: facts that were handled ('once'), what handlers did that can be undone ('effect'), the
+-- states of processes ('process').
+CREATE TABLE skald_marks (
+    kind           TEXT NOT NULL,
+    name           TEXT NOT NULL,   -- of the handler or the process
+    key            TEXT NOT NULL,
+    version        INTEGER NOT NULL,
+    state          TEXT NOT NULL,
+    step           TEXT,            -- where a process is
+    payload        BLOB NOT NULL,
+    correlation_id TEXT,
+    created_at     INTEGER NOT NULL,
+    updated_at     INTEGER NOT NULL,
+    PRIMARY KEY (kind, name, key)
+) WITHOUT ROWID, STRICT;
+
+-- What was done for a key, undone, or cancelled before it came; and the ids of messages that were refused for it.
+CREATE VIEW skald_effects AS
+SELECT name AS handler, key, state, json_extract(CAST(payload AS TEXT), '$.refused') AS refused, created_at, updated_at
+FROM skald_marks WHERE kind = 'effect';
+
 -- Answers of the HTTP face, by idempotency key, written with the effect.
 CREATE TABLE skald_idempotency (
     scope      TEXT NOT NULL,

@@ -32,6 +32,16 @@ INSERT OR REPLACE INTO skald_deliveries (
     payload, priority, delay
 ) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 
+-- name: mark
+SELECT version FROM skald_marks WHERE kind = ?1 AND name = ?2 AND key = ?3
+
+-- name: set_mark
+INSERT INTO skald_marks (kind, name, key, version, state, created_at, updated_at, payload, step, correlation_id)
+VALUES (?1, ?2, ?3, ?4 + 1, ?5, ?6, ?6, ?7, ?8, ?9)
+ON CONFLICT (kind, name, key) DO UPDATE SET
+    version = excluded.version, state = excluded.state, updated_at = excluded.updated_at, payload = excluded.payload,
+    step = excluded.step
+
 -- name: started
 SELECT run, id, key, ended_at IS NULL AS open FROM skald_workflows
 WHERE latest = 1 AND id IN (SELECT value FROM json_each(?1))
@@ -40,13 +50,18 @@ WHERE latest = 1 AND id IN (SELECT value FROM json_each(?1))
 SELECT run, id, key FROM skald_workflows
 WHERE key IN (SELECT value FROM json_each(?1)) AND key IS NOT NULL AND ended_at IS NULL
 
+-- name: forget_told
+DELETE FROM skald_letters WHERE to_id = ?1 AND taken = 0 AND kind BETWEEN 1 AND 4
+AND EXISTS (SELECT 1 FROM skald_workflows WHERE id = ?1 AND latest = 1 AND state <> 'continued')
+
 -- name: supersede
 UPDATE skald_workflows SET latest = 0 WHERE id = ?1 AND latest = 1
 
 -- name: start
 INSERT INTO skald_workflows (
-    run, id, workflow, owner, wake_at, parent, key, input, started_at, latest, state, outcome, ended_at
-) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+    run, id, workflow, owner, wake_at, parent, key, input, started_at, latest, state, outcome, ended_at, style,
+    correlation
+) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 
 -- name: journal
 INSERT INTO skald_journal (run, position, kind, name, digest, occurrence, time, payload)
@@ -56,10 +71,11 @@ VALUES (?, ?, ?, ?, ?, ?, ?, ?)
 UPDATE skald_workflows SET state = ?2, outcome = ?3, ended_at = ?4, owner = NULL, wake_at = NULL WHERE run = ?1
 
 -- name: rest
-UPDATE skald_workflows SET state = ?2, wake_at = ?3, outcome = ?4, owner = NULL WHERE run = ?1
+UPDATE skald_workflows SET state = ?2, wake_at = ?3, outcome = ?4, owner = NULL, deaths = 0 WHERE run = ?1
 
 -- name: letter
-INSERT INTO skald_letters (id, kind, to_id, to_key, to_run, name, payload, time) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+INSERT INTO skald_letters (id, kind, to_id, to_key, to_run, name, payload, time, taken)
+VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, CASE WHEN ?2 IN (8, 10) THEN 2 ELSE 0 END)
 ON CONFLICT (id) DO UPDATE SET payload = excluded.payload, time = excluded.time WHERE kind = 7
 
 -- name: take
@@ -69,7 +85,10 @@ DELETE FROM skald_letters WHERE id = ?1 AND kind <> 1
 UPDATE skald_letters SET taken = 1 WHERE id = ?1
 
 -- name: reply
-UPDATE skald_letters SET taken = 1, outcome = ?2 WHERE id = ?1
+UPDATE skald_letters
+SET taken = CASE kind WHEN 8 THEN 0 ELSE 1 END, payload = CASE kind WHEN 8 THEN ?2 ELSE payload END,
+    outcome = CASE kind WHEN 8 THEN NULL ELSE ?2 END, kind = CASE kind WHEN 8 THEN 9 ELSE kind END
+WHERE id = ?1 AND kind <> 9
 
 -- name: last_position
 SELECT position FROM skald_sequence

@@ -1,0 +1,1 @@
+"""Sagas beside workflows that do the same and undo nothing."""

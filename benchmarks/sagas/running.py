@@ -1,0 +1,85 @@
+"""What the processes of the benchmark over messages do."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from benchmarks.harness.child import Channel
+from benchmarks.harness.rounds import percentiles
+from benchmarks.sagas.services import NAMES, application, placed
+from skald import Service
+
+CALLERS = 100
+"""Who place orders at once."""
+PATIENCE = 120.0
+"""Seconds for all orders of a run to be confirmed."""
+_CONFIRMED = "SELECT count(*) AS n FROM skald_events WHERE type = 'OrderConfirmed'"
+_TIMES = (
+    "SELECT c.time - p.time AS took FROM skald_events c JOIN skald_events p ON p.aggregateid = c.aggregateid"
+    " AND p.type = 'OrderPlaced' WHERE c.type = 'OrderConfirmed' AND c.aggregateid > :after"
+)
+
+
+async def serve(channel: Channel, url: str, style: str, names: list[str]) -> None:
+    """Runs some of the services; with orders among them, places orders when it is told to, and says how long it took
+    until all of them were confirmed."""
+    app = application(url, style)
+    async with app.run(*names):
+        orders = app.service("orders") if "orders" in names else None
+        channel.say(ready=True)
+        total = 0
+        while True:
+            told = await channel.heard()
+            assert orders is not None
+            first, total = total, total + told["count"]
+            began, used = time.perf_counter(), time.process_time()
+            if told.get("rate"):
+                await _steadily(orders, first, total, told["rate"])
+            else:
+                await _at_once(orders, first, total)
+            await _confirmed(orders, total)
+            took = time.perf_counter() - began
+            rows = await orders.fetch(_TIMES, after=placed(first - 1).order_id if first else "")
+            channel.say(
+                took=took, cpu=(time.process_time() - used) / told["count"] * 1e6,
+                **percentiles([row["took"] for row in rows]),
+            )  # fmt: skip
+
+
+async def _at_once(orders: Service, first: int, total: int) -> None:
+    numbers = iter(range(first, total))
+
+    async def caller() -> None:
+        for number in numbers:
+            await orders.publish(placed(number))
+
+    await asyncio.gather(*(caller() for _ in range(CALLERS)))
+
+
+async def _steadily(orders: Service, first: int, total: int, rate: float) -> None:
+    began = time.perf_counter()
+    for number in range(first, total):
+        await asyncio.sleep(began + (number - first) / rate - time.perf_counter())
+        await orders.publish(placed(number))
+
+
+async def _confirmed(orders: Service, total: int) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            [row] = await orders.fetch(_CONFIRMED)
+            if row["n"] >= total:
+                return
+            await asyncio.sleep(0.02)
+
+
+async def counted(url: str, style: str) -> int:
+    """Messages that the services have written."""
+    app = application(url, style)
+    async with app.connect():
+        found = 0
+        for name in NAMES:
+            for table in ("skald_events", "skald_messages"):
+                [row] = await app.service(name).fetch(f"SELECT count(*) AS n FROM {table}")
+                found += row["n"]
+        return found

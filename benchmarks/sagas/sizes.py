@@ -1,0 +1,21 @@
+"""How much is measured: everything within ten minutes, the quick run within one."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Sizes(msgspec.Struct, frozen=True):
+    """``seconds`` of one run; ``rounds`` is odd, because the median of them counts. Over messages: ``orders`` at once,
+    and ``steady`` ones a second; ``whole`` in the whole shop."""
+
+    rounds: int
+    seconds: float
+    shop_rounds: int
+    orders: int
+    steady: float
+    whole: int
+
+
+QUICK = Sizes(rounds=3, seconds=1.5, shop_rounds=1, orders=2_000, steady=50.0, whole=500)
+FULL = Sizes(rounds=9, seconds=5.0, shop_rounds=3, orders=10_000, steady=50.0, whole=3_000)

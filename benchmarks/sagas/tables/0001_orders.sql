@@ -1,0 +1,1 @@
+CREATE TABLE done (order_id TEXT PRIMARY KEY, quantity INTEGER NOT NULL);

@@ -1,0 +1,1 @@
+"""Three teams order, deliver and receive goods; only events join them."""

@@ -1,0 +1,1 @@
+"""A trip: flight and hotel are reserved at once, then it is charged; what was done is undone when something fails."""

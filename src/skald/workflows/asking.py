@@ -1,0 +1,90 @@
+"""PURE. ``call``: a command to another service, and the answer to it, in a workflow.
+
+stock = await call(ReserveInventory(order.id, order.items), timeout=30, compensate=ReleaseInventory(order.id))
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Container, Coroutine
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from skald.codec import codec_for
+from skald.errors import CallUnanswered, WorkflowError
+from skald.message import Command
+from skald.sagas.recovery import Recovery
+from skald.workflows.calling import Ask, Asked, Undoing, key_of
+from skald.workflows.loop import running, user_line
+from skald.workflows.replay import Machine
+from skald.workflows.signature import digest_of
+
+if TYPE_CHECKING:  # it imports this package
+    from skald.sagas.definition import FailedExecution
+
+R = TypeVar("R")
+
+
+def call(
+    command: Command[R],
+    *,
+    timeout: float | None = None,
+    compensate: Command[Any] | Callable[[FailedExecution], Command[Any]] | None = None,
+) -> Coroutine[object, None, R]:
+    """Sends a command to the service that handles it, once, and waits for the event that its handler answers with.
+
+    A class ``ReserveInventory(Command[InventoryReserved])`` says what is returned; any other answer raises
+    ``CallRejected``, which has it as ``reply``: a definite failure. Where nothing comes within ``timeout`` seconds,
+    TimeoutError is raised: nobody knows whether it was done. In a saga ``compensate`` undoes it then, and if it was
+    done: a command that is called as this one is, and without a timeout; or a function that makes it, told what failed.
+    """
+    loop = running()
+    if loop is None:
+        raise WorkflowError(f"{user_line()}: call() is for workflows; elsewhere, publish the command")
+    machine = cast("Machine", loop.host)
+    machine.ensure_alive("a command")
+    if timeout is not None and not timeout > 0:
+        raise WorkflowError(f"{user_line()}: call(timeout={timeout}): a number of seconds above 0, or None")
+    if compensate is not None and machine.conductor is None:
+        raise WorkflowError(f"{user_line()}: compensate= is for sagas: declare this workflow with @saga")
+    undoing = None
+    if compensate is not None and callable(compensate):
+        undoing = Undoing(compensate, getattr(compensate, "__name__", repr(compensate)))
+    elif compensate is not None:
+        undoing = Undoing(lambda _: compensate, machine.workflow.calls.kind(compensate).name)
+    ask = issue(machine, command)
+    ask.timeout, ask.recovery = timeout, Recovery(compensate=undoing)
+    return answered(machine, ask) if machine.conductor is None else machine.conductor.ask(ask)
+
+
+def issue(machine: Machine, command: Any) -> Ask:
+    """A command that is sent by ``answered``."""
+    calls = machine.workflow.calls
+    kind = calls.kind(command)
+    body = codec_for(kind.cls).encode(command)
+    digest = digest_of(body)
+    identity, key = (kind.name, digest, machine.count(kind.name, digest)), key_of(kind, command, machine.id)
+    return Ask(
+        identity=identity, future=asyncio.get_running_loop().create_future(), run=machine.run, kind=kind, calls=calls,
+        body=body, key=key, correlation=machine.correlation,
+    )  # fmt: skip
+
+
+async def answered(machine: Machine, ask: Ask) -> Any:
+    """The answer, in time; raises ``CallRejected`` and ``CallUnanswered``."""
+    if ask.timeout is None:
+        return await machine.outcome(ask)
+    try:
+        async with asyncio.timeout(ask.timeout) as limit:
+            return await machine.outcome(ask)
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        if ask.future.done() and not ask.future.cancelled():
+            return ask.future.result()  # it has come in the same moment
+        raise CallUnanswered(ask.name, ask.timeout) from None
+
+
+def unsent(machine: Machine, sent: Container[str]) -> list[Asked]:
+    """Of one that was brought back, with the ids of what was sent: the rest was never written, or it does no harm to
+    write it again."""
+    return [call for call in machine.calls.values() if isinstance(call, Asked) and call.id not in sent]

@@ -1,0 +1,207 @@
+"""What comes between the decision on a message and its commit: each of these moments, made to happen."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from skald import App, Attempt, Done, Event, Process, Service
+from skald.errors import Busy
+from skald.message import slot_of
+from skald.messaging.batch import Stretch
+from skald.messaging.undoing import Undoing
+from tests.simulation.stage import MIGRATIONS, QUICK, caught_up, deliveries, eventually, playing
+
+
+class Placed(Event, key="order"):
+    order: str
+
+
+class Cancelled(Event, key="order"):
+    order: str
+
+
+class Rejected(Event, key="order"):
+    order: str
+
+
+class Charged(Event, key="order"):
+    order: str
+
+
+class Refunded(Event, key="order"):
+    order: str
+
+
+class World:
+    """A charge that goes on until it may end, and its refund."""
+
+    def __init__(self, url: str) -> None:
+        self.orders = Service("orders", publishes=[Placed, Cancelled], lanes=1)
+        self.stock = Service("stock", publishes=[Rejected], lanes=1)
+        self.payments = Service("payments", migrations=MIGRATIONS, lanes=1)
+        self.app = App(self.orders, self.stock, self.payments, store=url, settings=QUICK)
+        self.may_end, self.charges = asyncio.Event(), Counter[str]()
+        self.has_begun = asyncio.Event()
+
+        @self.payments.on(Placed)
+        async def charge(event: Placed, attempt: Attempt) -> Charged:
+            self.charges[attempt.key] += 1
+            self.has_begun.set()
+            await self.may_end.wait()
+            return Charged(event.order)
+
+        @self.payments.on(Rejected, Cancelled, compensates=charge)
+        async def refund(event: Rejected | Cancelled, done: Done[Charged]) -> Refunded:
+            return Refunded(event.order)
+
+    async def state(self) -> str | None:
+        rows = await self.payments.fetch("SELECT state FROM skald_marks WHERE kind = 'effect'")
+        return str(rows[0]["state"]) if rows else None
+
+    async def is_done(self) -> bool:
+        return await self.state() == "done"
+
+    async def is_cancelled(self) -> bool:
+        return await self.state() == "cancelled"
+
+    async def is_quiet(self) -> bool:
+        origins = (self.orders, self.stock)
+        return not await deliveries(self.payments) and all([await caught_up(self.payments, one) for one in origins])
+
+    async def ends(self) -> None:
+        """Charged once, and refunded once."""
+        await eventually(self.is_quiet)
+        log = await self.payments.store.log.read(0, 100)
+        assert [record.type for record in log] == ["Charged", "Refunded"]
+        assert await self.state() == "undone"
+        assert self.charges == {"payments:charge:o": 1}
+
+
+async def test_what_was_decided_behind_something_that_was_not_written_is_decided_again(
+    store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The charge ends after three cancels were decided on, and before they are written. With the first one written as a
+    refund, the version of the effect is the one that the third has seen in the tombstone of the second."""
+    it, commit = World(store_url), Stretch._commit
+
+    async def after_the_charge(self: Stretch, lanes: Any, items: Any, last: Any) -> None:
+        if len(items) == 3:
+            it.may_end.set()
+            await eventually(it.is_done)
+        await commit(self, lanes, items, last)
+
+    monkeypatch.setattr(Stretch, "_commit", after_the_charge)
+    async with playing(it.app):
+        await it.orders.publish(Placed("o"))
+        await it.has_begun.wait()
+        await eventually(lambda: deliveries(it.payments))  # it goes on alone
+        await it.orders.publish(*(Cancelled("o") for _ in range(3)))
+        await it.ends()
+
+
+async def test_a_charge_that_has_ended_behind_its_cancel_is_refunded_also_where_the_mark_is_busy(
+    store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    it, ask_again, busy = World(store_url), Undoing._ask_again, list[str]()
+
+    async def first_busy(self: Undoing, item: Any, *given: Any) -> None:
+        if not busy:
+            busy.append(item.handler.name)
+            raise Busy("mark:effect:charge:o")
+        await ask_again(self, item, *given)
+
+    monkeypatch.setattr(Undoing, "_ask_again", first_busy)
+    async with playing(it.app):
+        await it.orders.publish(Placed("o"))
+        await it.has_begun.wait()
+        await eventually(lambda: deliveries(it.payments))
+        await it.stock.publish(Rejected("o"))
+        await eventually(it.is_cancelled)
+        it.may_end.set()
+        await it.ends()
+        assert busy == ["charge"]
+
+
+async def test_a_charge_is_refunded_whose_stretch_was_dropped_while_it_was_cancelled(
+    store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    it, commit, dropped = World(store_url), Stretch._commit, list[str]()
+    it.may_end.set()
+
+    async def drop(self: Stretch, lanes: Any, items: Any, last: Any) -> None:
+        if items[0].handler.name == "charge" and not dropped:
+            dropped.append("charge")
+            await it.stock.publish(Rejected("o"))
+            await eventually(it.is_cancelled)
+            async with it.payments.transaction() as tx:  # as an operator's command does
+                await tx.execute("UPDATE skald_cursors SET version = version + 1 WHERE origin = 'orders'")
+        await commit(self, lanes, items, last)
+
+    monkeypatch.setattr(Stretch, "_commit", drop)
+    async with playing(it.app):
+        await it.orders.publish(Placed("o"))
+        await it.ends()
+        assert dropped
+
+
+class Opened(Event, key="account"):
+    account: str
+
+
+class Paid(Event, key="payment"):
+    payment: str
+    account: str
+    amount: int
+
+
+class Granted(Event, key="account"):
+    account: str
+
+
+class Account(Process):
+    account: str
+    total: int = 0
+
+
+async def test_a_process_moves_on_from_what_is_written_also_where_its_messages_come_in_two_lanes(
+    store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two messages of an account are decided on together, in the units of two lanes. Before they are written another
+    origin's message comes first, so that the account has the version which the second one expects."""
+    here, there = Service("here", publishes=[Opened, Paid]), Service("there", publishes=[Granted])
+    accounts, commit = Service("accounts", migrations=MIGRATIONS, lanes=2), Stretch._commit
+    account = accounts.process(Account, by="account")
+
+    @account.starts(Opened)
+    async def opened(state: Account, event: Opened) -> None:
+        state.total += 1
+
+    @account.starts(Paid)
+    async def paid(state: Account, event: Paid) -> None:
+        state.total += event.amount
+
+    @account.starts(Granted)
+    async def granted(state: Account, event: Granted) -> None:
+        state.total += 100
+
+    other = next(f"p{n}" for n in range(100) if (slot_of(f"p{n}") < 128) != (slot_of("a") < 128))
+    overtaken: list[int] = []
+
+    async def overtake(self: Stretch, lanes: Any, items: Any, last: Any) -> None:
+        if len(items) == 2 and not overtaken:
+            overtaken.append(len({item.lane for item in items}))
+            await there.publish(Granted("a"))
+            await eventually(lambda: accounts.fetch("SELECT 1 AS one FROM skald_marks WHERE kind = 'process'"))
+        await commit(self, lanes, items, last)
+
+    monkeypatch.setattr(Stretch, "_commit", overtake)
+    async with playing(App(here, there, accounts, store=store_url, settings=QUICK)):
+        await here.publish(Opened("a"), Paid(other, "a", 10))
+        await eventually(lambda: caught_up(accounts, here))
+        [row] = await accounts.fetch("SELECT payload FROM skald_marks WHERE kind = 'process'")
+        assert b'"total":111' in bytes(row["payload"]), bytes(row["payload"])
+    assert overtaken == [2]
