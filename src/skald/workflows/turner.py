@@ -263,16 +263,15 @@ class Turner:
             )
 
     def _run(self, instance: Instance, called: Sequence[AnyCall]) -> None:
-        if not called:
-            return
         if Child in map(type, called):
-            for child in called:
-                if isinstance(child, Child) and (child.detached or instance.wants(child)):
-                    self._begin_child(instance, child)
-            # They begin first: a step may end at once, and its workflow with it.
-            steps = [call for call in called if isinstance(call, Call)]
-            self._loop.call_soon(self._run, instance, steps, context=self.context)
-            return
+            begin = [call for call in called if isinstance(call, Child) and (call.detached or instance.wants(call))]
+            called = [call for call in called if isinstance(call, Call)]
+            for child in begin:
+                self._begin_child(instance, child)
+            if begin:
+                # They begin first: a step may end at once, and its workflow with it.
+                self._loop.call_soon(self._run, instance, called, context=self.context)
+                return
         over = []
         for call in called:
             if isinstance(call, Call) and instance.wants(call):
