@@ -7,13 +7,14 @@ from collections import Counter
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
-from skald import App, Attempt, Done, Event, Process, Service
-from skald.errors import Busy
+from skald import App, Attempt, Done, Event, Process, RuntimeSettings, Service
+from skald.errors import Busy, StoreUnavailable
 from skald.message import slot_of
 from skald.messaging.batch import Stretch
 from skald.messaging.undoing import Undoing
-from tests.simulation.stage import MIGRATIONS, QUICK, caught_up, deliveries, eventually, playing
+from tests.simulation.stage import MIGRATIONS, QUICK, caught_up, deliveries, eventually, happens, playing
 
 
 class Placed(Event, key="order"):
@@ -36,14 +37,18 @@ class Refunded(Event, key="order"):
     order: str
 
 
+PATIENT = replace(QUICK, consumer=replace(QUICK.consumer, patience=60.0))
+"""However busy the machine is, a handler is waited for."""
+
+
 class World:
     """A charge that goes on until it may end, and its refund."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, settings: RuntimeSettings = QUICK) -> None:
         self.orders = Service("orders", publishes=[Placed, Cancelled], lanes=1)
         self.stock = Service("stock", publishes=[Rejected], lanes=1)
         self.payments = Service("payments", migrations=MIGRATIONS, lanes=1)
-        self.app = App(self.orders, self.stock, self.payments, store=url, settings=QUICK)
+        self.app = App(self.orders, self.stock, self.payments, store=url, settings=settings)
         self.may_end, self.charges = asyncio.Event(), Counter[str]()
         self.has_begun = asyncio.Event()
 
@@ -67,6 +72,9 @@ class World:
 
     async def is_cancelled(self) -> bool:
         return await self.state() == "cancelled"
+
+    async def is_undone(self) -> bool:
+        return await self.state() == "undone"
 
     async def is_quiet(self) -> bool:
         origins = (self.orders, self.stock)
@@ -103,18 +111,24 @@ async def test_what_was_decided_behind_something_that_was_not_written_is_decided
         await it.ends()
 
 
-async def test_a_charge_that_has_ended_behind_its_cancel_is_refunded_also_where_the_mark_is_busy(
-    store_url: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("is_written", [False, True], ids=["the mark is busy", "the reply is lost"])
+async def test_a_charge_that_has_ended_behind_its_cancel_is_refunded_once(
+    store_url: str, monkeypatch: pytest.MonkeyPatch, is_written: bool
 ) -> None:
-    it, ask_again, busy = World(store_url), Undoing._ask_again, list[str]()
+    """Also where that is not written at once, or is and nobody knows."""
+    it, ask_again, failed = World(store_url), Undoing._ask_again, list[str]()
 
-    async def first_busy(self: Undoing, item: Any, *given: Any) -> None:
-        if not busy:
-            busy.append(item.handler.name)
-            raise Busy("mark:effect:charge:o")
+    async def fails_first(self: Undoing, item: Any, *given: Any) -> None:
+        if not failed:
+            failed.append(item.handler.name)
+            if not is_written:
+                raise Busy("mark:effect:charge:o")
+            await ask_again(self, item, *given)
+            await eventually(it.is_undone)
+            raise StoreUnavailable("the reply is lost")
         await ask_again(self, item, *given)
 
-    monkeypatch.setattr(Undoing, "_ask_again", first_busy)
+    monkeypatch.setattr(Undoing, "_ask_again", fails_first)
     async with playing(it.app):
         await it.orders.publish(Placed("o"))
         await it.has_begun.wait()
@@ -123,13 +137,13 @@ async def test_a_charge_that_has_ended_behind_its_cancel_is_refunded_also_where_
         await eventually(it.is_cancelled)
         it.may_end.set()
         await it.ends()
-        assert busy == ["charge"]
+        assert failed == ["charge"]
 
 
 async def test_a_charge_is_refunded_whose_stretch_was_dropped_while_it_was_cancelled(
     store_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    it, commit, dropped = World(store_url), Stretch._commit, list[str]()
+    it, commit, dropped = World(store_url, PATIENT), Stretch._commit, list[str]()
     it.may_end.set()
 
     async def drop(self: Stretch, lanes: Any, items: Any, last: Any) -> None:
@@ -146,6 +160,35 @@ async def test_a_charge_is_refunded_whose_stretch_was_dropped_while_it_was_cance
         await it.orders.publish(Placed("o"))
         await it.ends()
         assert dropped
+
+
+@pytest.mark.parametrize("written", [True, False], ids=["written", "not written"])
+async def test_a_charge_whose_commit_has_an_unknown_outcome_is_told_of_and_refunded_once(
+    store_url: str, monkeypatch: pytest.MonkeyPatch, written: bool
+) -> None:
+    """It is read again after its order was cancelled."""
+    it, commit, lost = World(store_url, PATIENT), Stretch._commit, asyncio.Event()
+    it.may_end.set()
+
+    async def lose(self: Stretch, lanes: Any, items: Any, last: Any) -> None:
+        if items[0].handler.name != "charge" or lost.is_set():
+            await commit(self, lanes, items, last)
+            return
+        position = {number: lane.position for number, lane in lanes.items()}
+        if written:
+            await commit(self, lanes, items, last)
+        await it.stock.publish(Rejected("o"))
+        await eventually(it.is_undone if written else it.is_cancelled)
+        for number, lane in lanes.items():
+            lane.position = position[number]
+        lost.set()
+        raise StoreUnavailable("the reply is lost")
+
+    monkeypatch.setattr(Stretch, "_commit", lose)
+    async with playing(it.app):
+        await it.orders.publish(Placed("o"))
+        await happens(lost)
+        await it.ends()
 
 
 class Opened(Event, key="account"):

@@ -72,6 +72,7 @@ def test_only_what_no_effect_tells_of_yet_has_finished_late() -> None:
     assert finished_late(EffectState.UNKNOWN, mine, "mine")
     assert finished_late(EffectState.UNDONE, mine, "mine")
     assert not finished_late(EffectState.UNDONE, other, "mine")
+    assert not finished_late(EffectState.UNDONE, Effect(of="mine", finished=True), "mine")
     assert not finished_late(EffectState.DONE, other, "mine")
 
 

@@ -102,7 +102,7 @@ class Stretch:
         self._ran.recall(items)
         try:
             return await self._run(lanes, items, last)
-        except Rejection:  # of any other error nobody knows whether it was written all the same
+        except Exception:
             self._ran.remember(lanes, items)
             raise
 

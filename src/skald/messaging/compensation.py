@@ -121,6 +121,8 @@ class Effect(msgspec.Struct, frozen=True, omit_defaults=True):
     """Who asked for the compensation."""
     refused: tuple[str, ...] = ()
     """Ids of messages that came too late, or once more."""
+    finished: bool = False
+    """What the handler did is written: nothing of it comes late."""
 
 
 MAX_REFUSED = 20
@@ -144,7 +146,7 @@ def finished_late(state: str, effect: Effect, id: str) -> bool:
     """Whether a handler that has run, and whose effect could not be written, has to be compensated now. Otherwise what
     it did is the effect that is there already."""
     if state == EffectState.UNDONE:
-        return effect.of == id
+        return effect.of == id and not effect.finished
     return state in (EffectState.CANCELLED, EffectState.UNKNOWN)
 
 

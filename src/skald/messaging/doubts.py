@@ -37,8 +37,8 @@ class Doubts:
 
 
 class Ran:
-    """What handlers without a transaction have done in stretches that were dropped before it was written: their
-    messages are read again, and somebody may have cancelled them by then."""
+    """What handlers without a transaction have done in stretches that were dropped before it was written, or before
+    that was known: their messages are read again, and somebody may have cancelled them by then."""
 
     def __init__(self) -> None:
         self._done: dict[tuple[str, str], Done] = {}

@@ -64,7 +64,7 @@ class Undoing:
             plan.then = lambda done, gave_up: self._finished(item, place, mine, done, gave_up)
             return plan
         if item.ran is not None and _has_run(item.ran, place) and finished_late(found.state, effect, record.id):
-            effect = msgspec.structs.replace(mine, by=effect.by, refused=effect.refused)
+            effect = msgspec.structs.replace(mine, by=effect.by, refused=effect.refused, finished=True)
             effect = msgspec.structs.replace(effect, published=published(item.ran.events + item.ran.messages))
             mark = self._marks.mark(item, place, found, after(found.state, Happening.FINISHED_LATE), _encoded(effect))
             await self._ask_again(item, mark, effect, plan, item.ran)
@@ -87,7 +87,7 @@ class Undoing:
 
     def _finished(self, item: Item, place: Place, effect: Effect, done: Done, gave_up: bool) -> Done:
         state = after("", Happening.GAVE_UP if gave_up else Happening.FINISHED)
-        effect = msgspec.structs.replace(effect, published=published(done.events + done.messages))
+        effect = msgspec.structs.replace(effect, published=published(done.events + done.messages), finished=True)
         mark = self._marks.mark(item, place, NOTHING_YET, state, _encoded(effect))
         return msgspec.structs.replace(done, marks=(*done.marks, mark))
 
