@@ -8,7 +8,6 @@ parked; they are brought back at the end.
 
 from __future__ import annotations
 
-import asyncio
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Iterator
@@ -83,18 +82,24 @@ async def shop(folder: Path, store: str, style: str) -> AsyncIterator[tuple[OneP
         yield house, http
 
 
-async def place(http: httpx.AsyncClient) -> list[str]:
+async def place(house: OneProcess, http: httpx.AsyncClient) -> list[str]:
+    await priced(house, http)
     placed = []
     for sku, card in ORDERS:
         body = {"customer": "ada@example.com", "items": [{"sku": sku, "quantity": 1}], "card": card}
-        async with asyncio.timeout(20):
-            while (
-                answer := await http.post("/orders", json=body, headers={"Idempotency-Key": uuid4().hex})
-            ).status_code == 422:
-                await asyncio.sleep(0.02)  # sleep: the other prices are on their way
+        answer = await http.post("/orders", json=body, headers={"Idempotency-Key": uuid4().hex})
         assert answer.status_code == 202, answer.text
         placed.append(answer.json()["order_id"])
     return placed
+
+
+async def priced(house: OneProcess, http: httpx.AsyncClient) -> None:
+    """The gateway is ready with the first price."""
+    for _ in range(TURNS):
+        if {sku for sku, _ in ORDERS} <= {article["sku"] for article in (await http.get("/prices")).json()}:
+            return
+        await house.supervisor.tick()
+    raise AssertionError(f"no prices; see {house.supervisor.logs}")
 
 
 async def settled(house: OneProcess, http: httpx.AsyncClient, ids: list[str]) -> None:
@@ -140,7 +145,7 @@ async def places(house: OneProcess, http: httpx.AsyncClient, folder: Path) -> li
     """Every place that an undisturbed run comes to, with the number of the time: ``commit.before@7``."""
     trace = folder / "trace"
     await house.arm(f"trace:{trace}")
-    await settled(house, http, await place(http))
+    await settled(house, http, await place(house, http))
     counts = Counter(trace.read_text().split())
     return [f"{name}@{hit}" for name, count in sorted(counts.items()) for hit in range(1, count + 1)]
 
@@ -157,7 +162,7 @@ async def sweep(folder: Path, store: str, style: str, sample: int | None) -> Non
         for failpoint in chosen:
             await house.arm(failpoint)
             lives = house.shop.starts
-            ids = await place(http)
+            ids = await place(house, http)
             acknowledged += ids
             await settled(house, http, ids)
             killed += house.shop.starts > lives
