@@ -199,6 +199,23 @@ async def test_an_answer_waits_for_a_process_and_is_given_once(url: str) -> None
             await three.handle("s-1").result()
 
 
+async def test_an_answer_is_for_the_run_that_asked(url: str) -> None:
+    """Not for the next one of its id, which asks by the same number."""
+    async with playing(url) as app:
+        await stuck(app)
+    await resolve(app, Choice.SKIP)
+    await workflows.terminate_workflow(app, "s-1", reason="it begins anew")
+    async with playing(url) as app:
+        await reaches(app, "s-1", Status.TERMINATED)
+        await three.start("x", id="s-1", existing="restart")
+        await reaches(app, "s-1", Status.COMPENSATION_FAILED)
+        await resolve(app, Choice.DONE)
+        with pytest.raises(SagaCompensated):
+            await three.handle("s-1").result()
+        shown = await operations.show_saga(app, "s-1")
+        assert [change.choice for change in shown.changes if change.choice is not None] == [Choice.DONE]
+
+
 async def test_one_that_was_compensated_is_not_retried(url: str) -> None:
     async with playing(url) as app:
         trouble["look x"] = ValueError("no")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from skald import App, Attempt, Done, Event, Process, RuntimeSettings, Service
+from skald import App, Attempt, Done, Event, Process, RuntimeSettings, Service, Unknown
 from skald.errors import Busy, StoreUnavailable
 from skald.message import slot_of
 from skald.messaging.batch import Stretch
@@ -44,7 +44,7 @@ PATIENT = replace(QUICK, consumer=replace(QUICK.consumer, patience=60.0))
 class World:
     """A charge that goes on until it may end, and its refund."""
 
-    def __init__(self, url: str, settings: RuntimeSettings = QUICK) -> None:
+    def __init__(self, url: str, settings: RuntimeSettings = QUICK, *, looks_up: bool = False) -> None:
         self.orders = Service("orders", publishes=[Placed, Cancelled], lanes=1)
         self.stock = Service("stock", publishes=[Rejected], lanes=1)
         self.payments = Service("payments", migrations=MIGRATIONS, lanes=1)
@@ -59,9 +59,16 @@ class World:
             await self.may_end.wait()
             return Charged(event.order)
 
-        @self.payments.on(Rejected, Cancelled, compensates=charge)
-        async def refund(event: Rejected | Cancelled, done: Done[Charged]) -> Refunded:
-            return Refunded(event.order)
+        if looks_up:
+
+            @self.payments.on(Rejected, Cancelled, compensates=charge)
+            async def refund_if_charged(event: Rejected | Cancelled, done: Done[Charged] | Unknown) -> Refunded | None:
+                return Refunded(event.order) if done.attempt in self.charges else None
+        else:
+
+            @self.payments.on(Rejected, Cancelled, compensates=charge)
+            async def refund(event: Rejected | Cancelled, done: Done[Charged]) -> Refunded:
+                return Refunded(event.order)
 
     async def state(self) -> str | None:
         rows = await self.payments.fetch("SELECT state FROM skald_marks WHERE kind = 'effect'")
@@ -189,6 +196,41 @@ async def test_a_charge_whose_commit_has_an_unknown_outcome_is_told_of_and_refun
         await it.orders.publish(Placed("o"))
         await happens(lost)
         await it.ends()
+
+
+async def test_what_two_charges_did_behind_a_cancel_is_told_of_once(
+    store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cancel and two orders of one key, none of them written twice. The last time the tombstone is another's, so that
+    what the cancel is about to write has the version which the first charge has just written."""
+    it, runs = World(store_url, PATIENT, looks_up=True), list[str]()
+    run, commit = Stretch.run, Stretch._commit
+    it.may_end.set()
+
+    async def not_at_first(self: Stretch, lanes: Any, items: Any, last: Any) -> bool:
+        if self._origin == "orders":
+            assert len(items) == 3
+            runs.append("run")
+            if len(runs) == 1:
+                raise StoreUnavailable("from now on nobody knows what was begun")
+        return await run(self, lanes, items, last)
+
+    async def nor_then(self: Stretch, lanes: Any, items: Any, last: Any) -> None:
+        if self._origin == "orders" and len(runs) == 2:
+            await it.stock.publish(Rejected("o"))
+            await eventually(it.is_cancelled)
+            raise StoreUnavailable("not written")
+        await commit(self, lanes, items, last)
+
+    monkeypatch.setattr(Stretch, "run", not_at_first)
+    monkeypatch.setattr(Stretch, "_commit", nor_then)
+    async with playing(it.app):
+        await it.orders.publish(Cancelled("o"), Placed("o"), Placed("o"))
+        await eventually(it.is_undone)
+        await eventually(it.is_quiet)
+        log = await it.payments.store.log.read(0, 100)
+    assert [record.type for record in log] == ["Charged", "Refunded"]
+    assert set(it.charges) == {"payments:charge:o"}
 
 
 class Opened(Event, key="account"):

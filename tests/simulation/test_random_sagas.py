@@ -26,7 +26,7 @@ from skald.operations.redriving import redrive
 from skald.operations.sagas import QuestionView, resolve_saga, show_saga
 from skald.operations.subscriptions import reset_subscription
 from skald.sagas.machine import Status
-from skald.sagas.question import Choice
+from skald.sagas.question import ANSWERS, Choice
 from skald.unit import EntryKind
 from tests.simulation import random_sagas
 from tests.simulation.crew import Crew
@@ -117,8 +117,12 @@ class Batch:
         return read and not await deliveries(self.stock) and not await self.letters()
 
     async def letters(self) -> list[dict[str, Any]]:
-        """But requests to cancel what has ended."""
-        return await self.players.fetch("SELECT id, kind, name, to_id FROM skald_letters WHERE kind <> 2")
+        """But requests to cancel what has ended, and an answer that was given while it ended."""
+        return await self.players.fetch(
+            "SELECT id, kind, name, to_id, to_run FROM skald_letters WHERE kind <> 2 AND NOT (name = :answer AND "
+            "to_run IN (SELECT run FROM skald_workflows WHERE ended_at IS NOT NULL))",
+            answer=ANSWERS,
+        )
 
     async def stands(self) -> str:
         """Where it stands, for whoever has to find out why it does not end."""

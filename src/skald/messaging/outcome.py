@@ -122,6 +122,10 @@ class Ledger(msgspec.Struct):
                     return Remembered(mark.expected + 1, mark.state, mark.payload)
         return self.read.get(place)
 
+    def supposes(self, place: Place) -> bool:
+        """Whether what is found there may be something that is not written yet."""
+        return place in self.written
+
     def settled(self) -> None:
         """What was written is committed, or was dropped: it is read again."""
         for place in self.written:

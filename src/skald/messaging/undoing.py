@@ -63,7 +63,11 @@ class Undoing:
         if not found.version:
             plan.then = lambda done, gave_up: self._finished(item, place, mine, done, gave_up)
             return plan
+        # What is written by itself is decided on what is written: the versions of what is not are only supposed.
+        aside = aside and not (item.ledger is not None and item.ledger.supposes(place))
         if item.ran is not None and _has_run(item.ran, place) and finished_late(found.state, effect, record.id):
+            if not aside:
+                raise Aside(*place)
             effect = msgspec.structs.replace(mine, by=effect.by, refused=effect.refused, finished=True)
             effect = msgspec.structs.replace(effect, published=published(item.ran.events + item.ran.messages))
             mark = self._marks.mark(item, place, found, after(found.state, Happening.FINISHED_LATE), _encoded(effect))

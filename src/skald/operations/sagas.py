@@ -187,11 +187,11 @@ async def _found(store: Store, id: str, name: str | None) -> SagaView:
     return found[0]
 
 
-async def _known(store: Store, id: str) -> tuple[SagaView, tuple[JournalEntry, ...]]:
-    """One that is orchestrated: nothing else can be answered."""
+async def _known(store: Store, id: str) -> tuple[SagaView, str, tuple[JournalEntry, ...]]:
+    """One that is orchestrated, with its run and history: nothing else can be answered."""
     for view in await _views(store, "saga_id = :id", MOST_NAMES, {"id": id}):
         if view.run is not None:
-            return view, await journal.history(store, view.run)
+            return view, view.run, await journal.history(store, view.run)
     raise NotFound(f"{store.service} has no saga with the id {id!r}; see them with: skald sagas list")
 
 
@@ -239,17 +239,19 @@ async def resolve_saga(
         raise ConfigurationError("say why: the reason is kept in the saga's history")
     body = msgspec.Raw(b"null" if result is None else json_body("the result", result))
     async with client_of(app, service) as client:
-        view, history = await _known(client.store, id)
+        # Before the history: an answer that is taken up in between stands there.
+        given = await client.store.fetch(_SQL["answers"], id=id, name=ANSWERS)
+        view, run, history = await _known(client.store, id)
         question = _asked(view, open_questions(history), step)
         if choice not in question.choices:
             raise OperationRefused(f"{step} cannot be answered by {choice.value!r}; use: {', '.join(question.choices)}")
         if result is not None and (choice != Choice.DONE or question.compensation is not None):
             raise ConfigurationError("a result is what a step would have returned: it goes with --done, and a step")
-        for row in await client.store.fetch(_SQL["answers"], id=id, name=ANSWERS):
-            if decode_answer(row["payload"]).number == question.number:
-                raise OperationRefused(f"{step} has been answered, and no process has taken that up yet")
+        if any(decode_answer(row["payload"]).number == question.number for row in given):
+            raise OperationRefused(f"{step} has been answered, and no process has taken that up yet")
         answer = Answer(question.number, choice, by, reason[:MAX_REASON], body)
-        await client.send(LetterKind.SIGNAL, AddressKind.ID, id, ANSWERS, encode_answer(answer))
+        # Another run of the same id may ask by the same number.
+        await client.send(LetterKind.SIGNAL, AddressKind.RUN, run, ANSWERS, encode_answer(answer))
         known = await journal.by_id(client.store, id)
         assert known is not None
         return await told(client.store, known)

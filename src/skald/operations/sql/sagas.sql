@@ -34,4 +34,5 @@ ORDER BY key, place
 LIMIT :limit
 
 -- name: answers
-SELECT payload FROM skald_letters WHERE to_id = :id AND taken = 0 AND name = :name
+SELECT l.payload FROM skald_letters l JOIN skald_workflows w ON w.run = l.to_run
+WHERE w.id = :id AND w.latest = 1 AND l.taken = 0 AND l.name = :name
