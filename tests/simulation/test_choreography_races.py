@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from skald import App, Attempt, Done, Event, Process, RuntimeSettings, Service, Unknown
+from skald import NEVER, App, Attempt, Done, Event, Process, Retry, RuntimeSettings, Service, Unknown
 from skald.errors import Busy, StoreUnavailable
 from skald.message import slot_of
 from skald.messaging.batch import Stretch
+from skald.messaging.outcome import Taken
 from skald.messaging.undoing import Undoing
 from tests.simulation.stage import MIGRATIONS, QUICK, caught_up, deliveries, eventually, happens, playing
 
@@ -44,7 +45,16 @@ PATIENT = replace(QUICK, consumer=replace(QUICK.consumer, patience=60.0))
 class World:
     """A charge that goes on until it may end, and its refund."""
 
-    def __init__(self, url: str, settings: RuntimeSettings = QUICK, *, looks_up: bool = False) -> None:
+    def __init__(
+        self,
+        url: str,
+        settings: RuntimeSettings = QUICK,
+        *,
+        looks_up: bool = False,
+        once: bool = False,
+        retry: Retry | None = None,
+        fails: bool = False,
+    ) -> None:
         self.orders = Service("orders", publishes=[Placed, Cancelled], lanes=1)
         self.stock = Service("stock", publishes=[Rejected], lanes=1)
         self.payments = Service("payments", migrations=MIGRATIONS, lanes=1)
@@ -52,11 +62,13 @@ class World:
         self.may_end, self.charges = asyncio.Event(), Counter[str]()
         self.has_begun = asyncio.Event()
 
-        @self.payments.on(Placed)
+        @self.payments.on(Placed, retry=retry)
         async def charge(event: Placed, attempt: Attempt) -> Charged:
             self.charges[attempt.key] += 1
             self.has_begun.set()
             await self.may_end.wait()
+            if fails:
+                raise TimeoutError("the reply is lost")
             return Charged(event.order)
 
         if looks_up:
@@ -66,7 +78,7 @@ class World:
                 return Refunded(event.order) if done.attempt in self.charges else None
         else:
 
-            @self.payments.on(Rejected, Cancelled, compensates=charge)
+            @self.payments.on(Rejected, Cancelled, compensates=charge, once_by="order" if once else None)
             async def refund(event: Rejected | Cancelled, done: Done[Charged]) -> Refunded:
                 return Refunded(event.order)
 
@@ -231,6 +243,64 @@ async def test_what_two_charges_did_behind_a_cancel_is_told_of_once(
         log = await it.payments.store.log.read(0, 100)
     assert [record.type for record in log] == ["Charged", "Refunded"]
     assert set(it.charges) == {"payments:charge:o"}
+
+
+async def test_a_compensation_that_is_once_by_something_is_asked_again_by_what_comes_behind_it(store_url: str) -> None:
+    it = World(store_url, once=True)
+    async with playing(it.app):
+        await it.orders.publish(Placed("o"))
+        await it.has_begun.wait()
+        await eventually(lambda: deliveries(it.payments))  # it goes on alone
+        await it.stock.publish(Rejected("o"))
+        await eventually(it.is_cancelled)
+        it.may_end.set()
+        await eventually(it.is_undone)
+        await it.stock.publish(Rejected("o"))  # the same fact once more
+        await it.ends()
+
+
+@pytest.mark.parametrize("retry", [Retry(), NEVER], ids=["tried at once again", "never tried again"])
+@pytest.mark.parametrize("settings", [QUICK, PATIENT], ids=["alone", "in its stretch"])
+async def test_what_an_attempt_that_failed_may_have_done_is_looked_up(
+    store_url: str, retry: Retry, settings: RuntimeSettings
+) -> None:
+    """It has charged, the reply is lost, and the order is cancelled before the attempt ends."""
+    it = World(store_url, settings, looks_up=True, retry=retry, fails=True)
+    async with playing(it.app):
+        await it.orders.publish(Placed("o"))
+        await it.has_begun.wait()
+        if settings is QUICK:
+            await eventually(lambda: deliveries(it.payments))
+        await it.stock.publish(Rejected("o"))
+        await eventually(it.is_cancelled)
+        it.may_end.set()
+        await eventually(it.is_undone)
+        await eventually(it.is_quiet)
+        log = await it.payments.store.log.read(0, 100)
+    assert [record.type for record in log] == ["Refunded"]
+    assert set(it.charges) == {"payments:charge:o"}
+
+
+async def test_a_charge_is_refunded_that_had_gone_on_alone_when_its_stretch_was_dropped(
+    store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    it, commit, dropped = World(store_url), Stretch._commit, asyncio.Event()
+
+    async def drop(self: Stretch, lanes: Any, items: Any, last: Any) -> None:
+        if items[0].handler.name == "charge" and not dropped.is_set():
+            assert isinstance(items[0].outcome, Taken)
+            it.may_end.set()
+            await it.stock.publish(Rejected("o"))
+            await eventually(it.is_cancelled)
+            dropped.set()
+            raise StoreUnavailable("not written")
+        await commit(self, lanes, items, last)
+
+    monkeypatch.setattr(Stretch, "_commit", drop)
+    async with playing(it.app):
+        await it.orders.publish(Placed("o"))
+        await happens(dropped)
+        await it.ends()
 
 
 class Opened(Event, key="account"):

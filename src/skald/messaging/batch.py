@@ -29,7 +29,7 @@ from skald.errors import Busy, CursorMoved, Fenced, MarkMoved, Rejection, StoreU
 from skald.message import Record
 from skald.messaging.attempts import GRACE, Seat, call_with, run_attempts, watch
 from skald.messaging.connection import Submit
-from skald.messaging.doubts import Doubts, Ran
+from skald.messaging.doubts import Doubts, Ran, ended
 from skald.messaging.invoke import Invoker
 from skald.messaging.local import LocalWorkflows
 from skald.messaging.marks import Undecided
@@ -133,16 +133,18 @@ class Stretch:
 
     async def _part(self, stragglers: list[Straggler]) -> None:
         """Those whose deliveries are stored go on alone; the others end, because their messages will be read again."""
-        lost: list[asyncio.Task[Outcome | None]] = []
+        lost: list[Straggler] = []
         for straggler in stragglers:
             item = straggler.item
             if straggler.lane.position >= item.record.position and item.outcome is not WAITING:
                 self._on_straggler(straggler)
             else:
                 straggler.task.cancel()
-                lost.append(straggler.task)
+                lost.append(straggler)
         if lost:
-            await asyncio.wait(lost, timeout=GRACE)
+            await asyncio.wait([straggler.task for straggler in lost], timeout=GRACE)
+        for straggler in lost:
+            straggler.item.ran = ended(straggler.task)
 
     # --- without a transaction ----------------------------------------------------------------------------------------
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Mapping
 
 from skald.messaging.keeping import Keeper
-from skald.messaging.outcome import Done, Item, LaneState, Place
+from skald.messaging.outcome import Done, Item, LaneState, Outcome, Place
 
 MAX_RAN = 10_000
 """Messages whose outcome is remembered beyond the stretch that was dropped."""
@@ -34,6 +35,14 @@ class Doubts:
     def _of(self, items: Iterable[Item]) -> set[Place]:
         keeper = self._keeper
         return set() if keeper is None else {place for item in items for place in keeper.places(item)}
+
+
+def ended(task: asyncio.Task[Outcome | None]) -> Done | None:
+    """What a handler did that had not ended when its stretch was dropped, and has by now."""
+    if not task.done() or task.cancelled() or task.exception() is not None:
+        return None
+    outcome = task.result()
+    return outcome if isinstance(outcome, Done) and outcome.marks else None
 
 
 class Ran:

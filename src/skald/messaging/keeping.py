@@ -79,12 +79,15 @@ class Keeper:
             place = self._once(item, keeps.once_by)
             found = await self._marks.find(item, place, transaction)
             mine = item.record.id.encode()
-            if found.version:
+            # A compensation is asked for again by what comes behind its tombstone; the effect says whether it is done.
+            again = keeps.undoes is not None and found.payload == mine
+            if found.version and not again:
                 plan.answered = found.payload == mine
                 return plan.skipped()
             plan.identity = fact_of(item.handler, item.record.type, self._value(item, keeps.once_by))
-            payload = mine if is_called(item.record.id) else b""
-            plan.marks = (self._marks.mark(item, place, NOTHING_YET, "handled", payload),)
+            if not again:
+                payload = mine if keeps.undoes is not None or is_called(item.record.id) else b""
+                plan.marks = (self._marks.mark(item, place, NOTHING_YET, "handled", payload),)
         if keeps.role is not None:
             place = self._place(item, keeps.role)
             return await self._proceeding.plan(item, keeps.role, place, self._message(item), transaction)
@@ -124,6 +127,7 @@ class Keeper:
         if keeps.undoes is not None:
             return msgspec.structs.replace(taken, events=(self._undoing.failed(item, keeps.undoes, error),))
         if keeps.compensated:
+            item.ledger = None  # it was read before the attempt
             with suppress(UnreadableMessage):
                 return (await self.plan(item, origin, None, aside=aside)).skip or taken
         return taken

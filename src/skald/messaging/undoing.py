@@ -74,13 +74,14 @@ class Undoing:
             await self._ask_again(item, mark, effect, plan, item.ran)
             return Plan(NOTHING)
         if effect.of == record.id:
-            # The effect is its own, and has been written by itself.
-            plan.answered = True
+            # The effect is its own, and was written by itself; with what was published, if the handler had ended.
+            plan.answered = effect.finished
             return plan.skipped()
         effect = refusing(effect, record.id)
         state = found.state
         emit(ForwardRefused(self._group, item.handler.name, record.key, record.id, record.correlation_id, state))
-        if item.unknown and item.ran is None and state == EffectState.CANCELLED and self._looks_up(effect.by):
+        was_tried = (item.unknown or item.attempts > 0) and item.ran is None
+        if was_tried and state == EffectState.CANCELLED and self._looks_up(effect.by):
             if not aside:
                 raise Aside(*place)
             effect = msgspec.structs.replace(mine, by=effect.by, refused=effect.refused)
