@@ -46,6 +46,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "postgres_server" in getattr(item, "fixturenames", ()):
             item.add_marker("postgres")
+    # Minutes each: last, one worker would be busy with them for long after the other one has ended.
+    items.sort(key=lambda item: "test_shop_crash_sweep" not in item.nodeid)
 
 
 def pytest_collectreport(report: pytest.CollectReport) -> None:

@@ -213,6 +213,7 @@ PLACES = {
 }  # fmt: skip
 """At which a process dies, when it comes there for a time between the first and this one."""
 NAMES = [f"a-{n}" for n in range(8)]
+LEFT = "SELECT id, state, owner, wake_at, deaths, outcome FROM skald_workflows WHERE ended_at IS NULL LIMIT 10"
 
 
 class Storm:
@@ -249,7 +250,10 @@ class Storm:
                 assert now.total == total, now
                 return customers.done()
 
-            await eventually(is_over)
+            try:
+                await eventually(is_over)
+            except AssertionError as error:
+                raise AssertionError(f"{error}\nleft are {await bank.fetch(LEFT)}") from None
             await customers
             found = await audit()
             assert (found.total, found.in_flight) == (total, 0)

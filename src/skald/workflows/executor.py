@@ -311,7 +311,7 @@ class Executor:
         if now >= self._prune_at:
             self._prune_at = now + PRUNE_EVERY
             await self._prune()
-        if self.lost or self._suspects.waiting or has_locks:
+        if self.lost or self._suspects.is_busy(now) or has_locks:
             return SOON
         if wake_at is None:
             return settings.poll

@@ -32,6 +32,10 @@ class Mail(msgspec.Struct, frozen=True):
     time: int
 
 
+SUSPICIOUS = 2
+"""Processes that have ended while they had a workflow: see ``suspects``."""
+
+
 class Open(msgspec.Struct, frozen=True):
     """A workflow that has not ended."""
 
@@ -137,7 +141,7 @@ async def claim(store: Store, owner: str, names: Iterable[str], most: int) -> li
         await tx.apply(Unit(fence=owner))
         now = await tx.now()
         known = f",{','.join(names)},"
-        rows = await tx.fetch(_sql(store, "claim"), owner=owner, most=most, now=now, names=known)
+        rows = await tx.fetch(_sql(store, "claim"), owner=owner, most=most, now=now, names=known, suspicious=SUSPICIOUS)
         failpoints.hit("workflows.claiming")
     failpoints.hit("workflows.claimed")
     return await _with_histories(store, [{**row, "first": row["started_at"] == now} for row in rows])
@@ -203,7 +207,10 @@ async def _with_histories(store: Store, rows: list[Row]) -> list[Open]:
     for row in await store.fetch(sql, **places):
         histories[str(row["run"])].append(_entry(row))
     return [
-        Open(**{**row, "run": run, "parent": _text(row["parent"])}, history=tuple(histories[run]))
+        Open(
+            **{**row, "run": run, "parent": _text(row["parent"]), "deaths": abs(row["deaths"])},
+            history=tuple(histories[run]),
+        )
         for row in rows
         for run in [str(row["run"])]
     ]

@@ -1,9 +1,10 @@
 """Workflows that may have ended the process that had them, run in ever smaller groups until it is known which one did.
 
 ``deaths`` counts, for each workflow, the processes that have ended while they had it, since it last rested. One that is
-taken with ``SUSPICIOUS`` of them waits, and while it waits its count is lowered by one, so that the next end of a
-process leaves it as it was. With its group it is counted again; whoever gets further is cleared. So the count of those
-that are innocent stays, and the one that ends its process comes into a group of its own, and is paused in the end.
+taken with ``SUSPICIOUS`` of them waits, and as long as it waits its count stands in its row below zero, so that the end
+of a process leaves it as it is. With its group it is counted again; whoever gets further is cleared at once. So the
+count of those that are innocent stays, and the one that ends its process comes into a group of its own, and is paused
+in the end.
 """
 
 from __future__ import annotations
@@ -14,9 +15,8 @@ from skald.store import Store
 from skald.unit import Unit
 from skald.workflows.failure import Failure
 from skald.workflows.instance import Instance
-from skald.workflows.journal import SQL, Open
+from skald.workflows.journal import SQL, SUSPICIOUS, Open
 
-SUSPICIOUS = 2
 MOST_DEATHS = 8
 GROUP = 64
 """Of those that were suspected once; a quarter for each time more."""
@@ -35,13 +35,17 @@ class Suspects:
         """By run: how far it had got when it was taken."""
         self._since = 0.0
 
+    def is_busy(self, now: float) -> bool:
+        """Whether somebody waits, or is to be cleared as soon as it gets further: a process may end at any moment."""
+        return bool(self.waiting or (self._group and now < self._since + PATIENCE))
+
     async def sort(self, found: Sequence[Open]) -> tuple[list[Open], list[Open]]:
         """Keeps the suspects; returns those that nobody suspects, and those that are to be given up."""
         fresh = [one for one in found if one.deaths < SUSPICIOUS]
         hopeless = [one for one in found if one.deaths >= MOST_DEATHS]
         held = [one for one in found if SUSPICIOUS <= one.deaths < MOST_DEATHS]
         if held:
-            await self._write("count_less", [one.run for one in held])
+            await self._write("hold", [one.run for one in held])
             self.waiting.update((one.run, one) for one in held)
         return fresh, hopeless
 
@@ -57,7 +61,7 @@ class Suspects:
         deaths = min(one.deaths for one in self.waiting.values())
         alike = [one for one in self.waiting.values() if one.deaths == deaths]
         group = alike[: max(1, GROUP >> 2 * (deaths - SUSPICIOUS))]
-        await self._write("count_more", [one.run for one in group])
+        await self._write("count", [one.run for one in group])
         self._since = now
         self._group = {one.run: len(one.history) for one in group}
         for one in group:

@@ -64,8 +64,10 @@ UPDATE skald_deliveries SET owner = NULL, attempts = attempts + 1, error = :erro
 -- name: hand_over_deliveries
 UPDATE skald_deliveries SET owner = NULL WHERE owner = :process
 
+-- Those with a count below zero were not run: it becomes what it was.
 -- name: orphan_workflows
-UPDATE skald_workflows SET owner = NULL, wake_at = 0, deaths = deaths + 1 WHERE owner = :process
+UPDATE skald_workflows
+SET owner = NULL, wake_at = 0, deaths = CASE WHEN deaths < 0 THEN -deaths ELSE deaths + 1 END WHERE owner = :process
 
 -- name: hand_over_workflows
 UPDATE skald_workflows SET owner = NULL, wake_at = 0 WHERE owner = :process

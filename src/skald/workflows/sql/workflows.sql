@@ -48,8 +48,9 @@ SELECT w.run, 1 + coalesce((SELECT max(j.position) FROM skald_journal j WHERE j.
 FROM skald_workflows w WHERE w.wake_at = :token
 
 -- name: claim
+-- Suspects wait (see workflows.suspects), from this moment on.
 UPDATE skald_workflows
-SET owner = :owner, wake_at = NULL, started_at = CASE WHEN state = 'scheduled' THEN :now ELSE started_at END,
+SET owner = :owner, wake_at = NULL, deaths = CASE WHEN deaths >= :suspicious THEN -deaths ELSE deaths END, started_at = CASE WHEN state = 'scheduled' THEN :now ELSE started_at END,
     state = 'running'
 WHERE run IN (
     SELECT run FROM skald_workflows w WHERE wake_at <= :now AND (wake_at < 1 OR state = 'scheduled')
@@ -62,11 +63,11 @@ RETURNING run, id, workflow, parent, key, input, started_at, deaths, correlation
 SELECT run, id, workflow, parent, key, input, started_at, deaths, correlation FROM skald_workflows
 WHERE run = :run AND owner = :owner AND ended_at IS NULL
 
--- name: count_more
-UPDATE skald_workflows SET deaths = deaths + 1 WHERE run = :run AND owner = :owner
+-- name: hold
+UPDATE skald_workflows SET deaths = -abs(deaths) WHERE run = :run AND owner = :owner
 
--- name: count_less
-UPDATE skald_workflows SET deaths = deaths - 1 WHERE run = :run AND owner = :owner
+-- name: count
+UPDATE skald_workflows SET deaths = abs(deaths) WHERE run = :run AND owner = :owner
 
 -- name: clear
 UPDATE skald_workflows SET deaths = 0 WHERE run = :run AND owner = :owner
