@@ -6,8 +6,9 @@ import asyncio
 
 import pytest
 
-from skald import NEVER, App, Attempt, Command, Event, ManualClock, Service, Transaction
+from skald import NEVER, App, Attempt, Command, Done, Event, ManualClock, Service, Transaction
 from skald.errors import ConfigurationError
+from skald.operations.subscriptions import reset_subscription
 from skald.runtime.pruner import Pruner
 from tests.simulation.conftest import store_url  # noqa: F401
 from tests.simulation.stage import (
@@ -217,6 +218,32 @@ async def test_work_of_a_queue(store_url: str) -> None:  # noqa: F811
         await source.publish(*(Bill(f"k{n}", str(n % 3)) for n in range(12)))
         await seen_by_all(source, sink)
         assert sorted(row["id"] for row in await effects(sink, "sink")) == ["0", "1", "2"]
+
+
+async def test_a_compensation_behind_a_tombstone_is_called_once_however_often_it_is_read(
+    store_url: str,  # noqa: F811
+) -> None:
+    _, sink = services()
+    called: list[str] = []
+
+    @sink.on(Paid)
+    async def book(event: Paid) -> Made:
+        return Made(event.key, event.n)
+
+    @sink.on(Noted, once_by="bill", compensates=book)
+    async def cancel(event: Noted, done: Done[Made] | None) -> None:
+        called.append(event.key)
+
+    source = Service("source", publishes=[Paid, Noted])
+    app = App(source, sink, store=store_url, settings=QUICK)
+    async with playing(app):
+        await source.publish(Noted("a", "1"))
+        await seen_by_all(source, sink)
+    await reset_subscription(app, "sink", "source", "start", every_lane=True)
+    async with playing(app):
+        await source.publish(Paid("b", "2"))
+        await seen_by_all(source, sink)
+    assert called == ["a"]
 
 
 async def test_what_is_remembered_is_forgotten_in_batches(store_url: str) -> None:  # noqa: F811

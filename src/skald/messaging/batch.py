@@ -144,7 +144,7 @@ class Stretch:
         if lost:
             await asyncio.wait([straggler.task for straggler in lost], timeout=GRACE)
         for straggler in lost:
-            straggler.item.ran = ended(straggler.task)
+            straggler.item.ran = ended(straggler.task) or straggler.item.ran
 
     # --- without a transaction ----------------------------------------------------------------------------------------
 

@@ -118,7 +118,9 @@ class Undoing:
             # Compared all the same: what comes behind the tombstone at this moment asks for this compensation again,
             # and must not find it passed over.
             mark = self._marks.mark(item, place, found, found.state, found.payload)
-            ours = effect.by is not None and effect.by.record.id == record.id
+            # With ``once_by=`` that is read again which has been handled: behind a tombstone nothing asks again.
+            handled = keeps.once_by is not None and not plan.marks
+            ours = effect.by is not None and effect.by.record.id == record.id and not handled
             return plan.called_with(keeps.done, None, mark) if keeps.takes_nothing and ours else plan.skipped(mark)
         argument: compensation.Done[Any] | Unknown | None = None
         if found.state == EffectState.DONE:

@@ -50,8 +50,8 @@ FROM skald_workflows w WHERE w.wake_at = :token
 -- name: claim
 -- Suspects wait (see workflows.suspects), from this moment on.
 UPDATE skald_workflows
-SET owner = :owner, wake_at = NULL, deaths = CASE WHEN deaths >= :suspicious THEN -deaths ELSE deaths END, started_at = CASE WHEN state = 'scheduled' THEN :now ELSE started_at END,
-    state = 'running'
+SET owner = :owner, wake_at = NULL, deaths = CASE WHEN deaths >= :suspicious THEN -deaths ELSE deaths END,
+    started_at = CASE WHEN state = 'scheduled' THEN :now ELSE started_at END, state = 'running'
 WHERE run IN (
     SELECT run FROM skald_workflows w WHERE wake_at <= :now AND (wake_at < 1 OR state = 'scheduled')
     AND (replace(:names, ',' || workflow || ',', '') <> :names OR EXISTS (
