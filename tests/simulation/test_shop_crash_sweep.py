@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -23,13 +24,21 @@ import pytest
 from examples.shop.house import SHOP, House, providers
 from examples.shop.supervisor import Child
 from skald.failpoints import VARIABLE
-from tests.acceptance.test_shop_failures import PACE
 from tests.simulation.stage import cursors, deliveries, redrive
 
 SETTLED = {"CONFIRMED", "CANCELLED"}
 TURNS = 1_200
 """Looks at the orders, 50 ms apart, before a run counts as stuck."""
 ORDERS = [("TEA-EARL", "card-ok"), ("TEA-EARL", "card-declined"), ("POT-GOLD", "card-ok")]
+PATIENT = {
+    "SHOP_PATIENCE": "20",
+    "SHOP_CHARGE_DELAYS": "0.1,0.2,0.5,1,2",
+    "SHOP_LABEL_DELAYS": "0.1,0.2,0.5,1,2",
+    "SHOP_UNDO_DELAYS": "0.1,0.2,0.5,1,2",
+    "SHOP_NOTIFY_DELAYS": "0.05,0.1",
+    "SKALD_LEASE": "2",
+}
+"""No provider is slow here: an order that is given up because a busy machine was would be cancelled, rightly."""
 PLAIN, SEED = {"choreography": 6, "orchestration": 3, "hybrid": 3}, 20_261_120
 ALL = {"choreography": None, "orchestration": 20, "hybrid": 20}
 """Of the places, drawn by the seed where there are many: an order with sagas has more writes."""
@@ -74,9 +83,8 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 
 @asynccontextmanager
 async def shop(folder: Path, store: str, style: str) -> AsyncIterator[tuple[OneProcess, httpx.AsyncClient]]:
-    settings = {**PACE, "SKALD_LEASE": "2"}
     async with (
-        OneProcess(folder / "house", store, style=style, settings=settings) as house,
+        OneProcess(folder / "house", store, style=style, settings=PATIENT) as house,
         httpx.AsyncClient(base_url=house.url, timeout=10) as http,
     ):
         yield house, http
@@ -103,16 +111,16 @@ async def priced(house: OneProcess, http: httpx.AsyncClient) -> None:
 
 
 async def settled(house: OneProcess, http: httpx.AsyncClient, ids: list[str]) -> None:
-    states: dict[str, str] = {}
+    orders: dict[str, dict[str, Any]] = {}
     for _ in range(TURNS):
         for id in ids:
-            if states.get(id) not in SETTLED:
-                states[id] = (await http.get(f"/orders/{id}")).json()["status"]
-        if set(states.values()) <= SETTLED:
-            assert [states[id] for id in ids] == ["CONFIRMED", "CANCELLED", "CANCELLED"]
+            if id not in orders or orders[id]["status"] not in SETTLED:
+                orders[id] = (await http.get(f"/orders/{id}")).json()
+        if {order["status"] for order in orders.values()} <= SETTLED:
+            assert [orders[id]["status"] for id in ids] == ["CONFIRMED", "CANCELLED", "CANCELLED"], orders
             return
         await house.supervisor.tick()
-    raise AssertionError(f"not settled: {states}; see {house.supervisor.logs}")
+    raise AssertionError(f"not settled: {orders}; see {house.supervisor.logs}")
 
 
 async def balanced(house: OneProcess, acknowledged: list[str]) -> None:
