@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from skald import NEVER, App, Attempt, Done, Event, Process, Retry, RuntimeSettings, Service, Unknown
+from skald import NEVER, App, Attempt, Done, Event, Process, Retry, RuntimeSettings, Service, Transaction, Unknown
 from skald.errors import Busy, StoreUnavailable
 from skald.message import slot_of
 from skald.messaging.batch import Stretch
+from skald.messaging.doubts import Ran
+from skald.messaging.marks import Marks
 from skald.messaging.outcome import Taken
 from skald.messaging.undoing import Undoing
 from tests.simulation.stage import MIGRATIONS, QUICK, caught_up, deliveries, eventually, happens, playing
@@ -105,6 +107,16 @@ class World:
         log = await self.payments.store.log.read(0, 100)
         assert [record.type for record in log] == ["Charged", "Refunded"]
         assert await self.state() == "undone"
+        assert self.charges == {"payments:charge:o": 1}
+
+    async def ends_with_a_refund(self) -> None:
+        """The order is cancelled, if it is not yet, and the charge, whose reply was lost, is looked up."""
+        if await self.state() is None:
+            await self.stock.publish(Rejected("o"))
+        await eventually(self.is_undone)
+        await eventually(self.is_quiet)
+        log = await self.payments.store.log.read(0, 100)
+        assert [record.type for record in log] == ["Refunded"]
         assert self.charges == {"payments:charge:o": 1}
 
 
@@ -301,6 +313,107 @@ async def test_a_charge_is_refunded_that_had_gone_on_alone_when_its_stretch_was_
         await it.orders.publish(Placed("o"))
         await happens(dropped)
         await it.ends()
+
+
+@pytest.mark.parametrize("way", ["the process stops", "the lane is given up"])
+async def test_what_was_begun_is_known_to_the_next_owner(
+    store_url: str, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """A charge that could not be written is read again by somebody else, after its order was cancelled."""
+    it, run, commit = World(store_url, PATIENT, looks_up=True), Stretch.run, Stretch._commit
+    dropped, goes_on = asyncio.Event(), asyncio.Event()
+    it.may_end.set()
+
+    async def not_yet(self: Stretch, lanes: Any, items: Any, last: Any) -> bool:
+        if self._origin == "orders" and dropped.is_set():
+            if not goes_on.is_set():
+                raise StoreUnavailable("still away")
+            await eventually(it.is_cancelled)
+        return await run(self, lanes, items, last)
+
+    async def drop(self: Stretch, lanes: Any, items: Any, last: Any) -> None:
+        if self._origin == "orders" and not dropped.is_set():
+            dropped.set()
+            raise StoreUnavailable("not written")
+        await commit(self, lanes, items, last)
+
+    monkeypatch.setattr(Stretch, "run", not_yet)
+    monkeypatch.setattr(Stretch, "_commit", drop)
+    async with playing(it.app) as running:
+        await it.orders.publish(Placed("o"))
+        await happens(dropped)
+        if way == "the lane is given up":
+            [consumer] = [one for service in running for one in service.consumers if one.origin == "orders"]
+            await consumer.release(0)
+            consumer._stretch._ran = Ran()  # it comes back, as to another process
+            goes_on.set()
+            await it.ends_with_a_refund()
+    goes_on.set()
+    async with playing(it.app):
+        await it.ends_with_a_refund()
+
+
+class Failed(Event, key="order"):
+    order: str
+    why: str
+
+
+@pytest.mark.parametrize(
+    "how", ["in its stretch", "alone", "delayed", "in a transaction", "delayed, in a transaction"]
+)
+async def test_what_exhausted_decides_is_not_lost_where_nobody_can_say_what_is_remembered(
+    store_url: str, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """The database is away for a moment when the last attempt has failed."""
+    orders = Service("orders", publishes=[Placed, Cancelled], lanes=1)
+    payments = Service("payments", migrations=MIGRATIONS, lanes=1)
+    find, failed, away = Marks.find, asyncio.Event(), asyncio.Event()
+    retry = Retry(immediate=1, delays=(0.01,)) if "delayed" in how else NEVER
+
+    async def act() -> None:
+        if how == "alone":
+            await eventually(lambda: deliveries(payments))
+        failed.set()
+        raise TimeoutError("no answer")
+
+    def failure(event: Placed, error: Exception) -> Failed:
+        return Failed(event.order, type(error).__name__)
+
+    if "transaction" in how:
+
+        @payments.on(Placed, retry=retry, exhausted=failure)
+        async def charge(event: Placed, tx: Transaction) -> Charged:
+            await act()
+            return Charged(event.order)
+    else:
+
+        @payments.on(Placed, retry=retry, exhausted=failure)
+        async def charge(event: Placed) -> Charged:
+            await act()
+            return Charged(event.order)
+
+    @payments.on(Cancelled, compensates=charge)
+    async def refund(event: Cancelled, done: Done[Charged]) -> Refunded:
+        return Refunded(event.order)
+
+    async def away_once(self: Marks, item: Any, place: Any, transaction: Any) -> Any:
+        if failed.is_set() and item.rescued and not away.is_set():
+            away.set()
+            raise StoreUnavailable("away")
+        return await find(self, item, place, transaction)
+
+    monkeypatch.setattr(Marks, "find", away_once)
+    settings = QUICK if how == "alone" else PATIENT
+    async with playing(App(orders, payments, store=store_url, settings=settings)):
+        await orders.publish(Placed("o"))
+        await happens(away)
+
+        async def is_quiet() -> bool:
+            return await caught_up(payments, orders) and not await deliveries(payments)
+
+        await eventually(is_quiet)
+        log = await payments.store.log.read(0, 100)
+    assert [record.type for record in log] == ["Failed"]
 
 
 class Opened(Event, key="account"):

@@ -86,6 +86,8 @@ class Consumer:
         self._clock, self._owner, self._settings, self._ran, self._local = clock, owner, settings, ran, local
         self.lanes: dict[int, LaneState] = {}
         self.counters = Counters()
+        self._begun: dict[int, int] = {}
+        """Of lanes that were given up: how many of their next messages may have been begun."""
         self._changes: list[tuple[list[LaneState] | int, asyncio.Future[None]]] = []
         self._wake = asyncio.Event()
         self._stopping = self._over = False
@@ -124,7 +126,14 @@ class Consumer:
         """Reads no further for the lane, ends what runs for it, and lets others claim it."""
         await self._change(lane)
         await self._redelivery.drop(lane)
-        await cursor.release(self._store, self._subscription.group, self.origin, lane, self._owner)
+        begun = lane in self._begun
+        await cursor.release(self._store, self._subscription.group, self.origin, lane, self._owner, begun=begun)
+        self._begun.pop(lane, None)
+
+    def begun(self) -> list[tuple[str, int]]:
+        """The lanes of which messages that were not committed may have been begun: by us, or before us."""
+        held = {number for number, lane in self.lanes.items() if lane.suspects}
+        return [(self.origin, number) for number in sorted(held | self._begun.keys())]
 
     async def _change(self, change: list[LaneState] | int) -> None:
         if self._over:
@@ -141,10 +150,11 @@ class Consumer:
                 if isinstance(change, list):
                     await self._redelivery.load(change)
                     for lane in change:
-                        lane.suspects = self._settings.run if lane.takeovers else 0
+                        begun = self._settings.run if lane.takeovers else 0
+                        lane.suspects = max(begun, self._begun.pop(lane.lane, 0))
                         self.lanes[lane.lane] = lane
-                else:
-                    self.lanes.pop(change, None)
+                elif (left := self.lanes.pop(change, None)) is not None and left.suspects:
+                    self._begun[change] = left.suspects
             except BaseException as error:
                 if not future.done():
                     future.set_exception(error)

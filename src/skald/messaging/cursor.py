@@ -1,7 +1,8 @@
 """The inbox: one row per (group, origin, lane). Claimed by a process, moved by its units, released or taken over.
 
 A lane's ``version`` rises whenever anyone but its own run changes it (a reset, a redrive, a discard), so the owner's
-next compare-and-swap fails and it reads the lane again. ``takeovers`` counts owners that died without any progress.
+next compare-and-swap fails and it reads the lane again. ``takeovers`` counts owners that died without any progress,
+or says that one has left messages behind that it may have begun.
 """
 
 from __future__ import annotations
@@ -109,9 +110,13 @@ def _state(row: dict[str, object], group: str, origin: str, lane: int, owner: st
     )
 
 
-async def release(store: Store, group: str, origin: str, lane: int, owner: str) -> None:
+async def release(store: Store, group: str, origin: str, lane: int, owner: str, *, begun: bool = False) -> None:
+    """``begun``: messages of the lane that are read again may have been begun."""
+    place = {"group": group, "origin": origin, "lane": lane, "owner": owner}
     async with store.transaction() as tx:
-        await tx.execute(_SQL["release"], group=group, origin=origin, lane=lane, owner=owner)
+        if begun:
+            await tx.execute(_SQL["begun"], **place)
+        await tx.execute(_SQL["release"], **place)
 
 
 async def stop(store: Store, lane: LaneState, reason: str) -> None:
@@ -143,10 +148,12 @@ async def take_over(store: Store, process: str) -> int:
         return freed + await tx.execute(_SQL["orphan_deliveries"], process=process, error=ENDED)
 
 
-async def hand_over(store: Store, process: str) -> int:
-    """The same for a process that stops in order: nothing counts as an attempt."""
+async def hand_over(store: Store, group: str, process: str, begun: Iterable[tuple[str, int]] = ()) -> int:
+    """The same for a process that stops in order: nothing counts as an attempt. ``begun`` as for ``release``."""
     async with store.transaction() as tx:
         await tx.execute(_SQL["unfence"], process=process)
+        for origin, lane in begun:
+            await tx.execute(_SQL["begun"], group=group, origin=origin, lane=lane, owner=process)
         failpoints.hit("hand_over.unfenced")
         freed = await tx.execute(_SQL["hand_over_lanes"], process=process)
         freed += await tx.execute(_SQL["hand_over_workflows"], process=process)

@@ -20,7 +20,7 @@ from skald.messaging.calls import TOPIC, Handled, replied
 from skald.messaging.context import Cause, current_cause
 from skald.messaging.definition import Attempt, Handler, injectable
 from skald.messaging.keeping import Keeper
-from skald.messaging.marks import Plan
+from skald.messaging.marks import Plan, Undecided
 from skald.messaging.outcome import MAX_ERROR, Again, Done, Exhausted, Item, Outcome, Taken, after_failure, describe
 from skald.messaging.publisher import Publisher
 from skald.messaging.transaction import Transaction
@@ -186,7 +186,9 @@ class Invoker:
                 if self.keeper is None or item.handler.keeps is None:
                     return rescued
                 return await self.keeper.gave_up(item, origin, rescued, aside=aside)
-        except MarkMoved:
+        except (MarkMoved, Undecided):
+            # What it has returned is lost with this, so it is asked again.
+            item.rescued = False
             raise
         except Exception as second:
             text = f"{describe(second)} in exhausted=, after {describe(error)}"

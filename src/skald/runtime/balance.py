@@ -155,9 +155,11 @@ class Balance:
                     self._give_up(consumer, lane)
         held = {(consumer.origin, lane) for consumer in self._consumers for lane in consumer.lanes}
         loose = [row for row in rows if (row.origin, row.lane) not in held | self._leaving.keys()]
+        begun = {place for consumer in self._consumers for place in consumer.begun()}
         for row in loose:
-            if row.owner == self._me and (row.origin, row.lane) not in mine:
-                await cursor.release(self._store, self._group, row.origin, row.lane, self._me)
+            place = (row.origin, row.lane)
+            if row.owner == self._me and place not in mine:
+                await cursor.release(self._store, self._group, *place, self._me, begun=place in begun)
         await self._claim([row for row in loose if (row.origin, row.lane) in mine and row.owner in (None, self._me)])
         return any(row.owner not in (None, self._me) and (row.origin, row.lane) in mine for row in rows)
 

@@ -282,7 +282,8 @@ class RunningService:
         if self._tasks:
             await asyncio.wait(self._tasks)
         try:
-            await cursor.hand_over(self._store, self.member.id)
+            begun = [place for consumer in self.consumers for place in consumer.begun()]
+            await cursor.hand_over(self._store, self._service.name, self.member.id, begun)
             failpoints.hit("stop.handed_over")
         except SkaldError as error:
             emit(Recovering(self._service.name, "handing over", str(error), self._settings.lease))

@@ -22,6 +22,11 @@ SELECT lane, position, message_id, version, takeovers
 FROM skald_cursors
 WHERE group_name = :group AND origin = :origin AND owner = :owner AND stopped IS NULL
 
+-- As if an owner had died: whoever comes next must not take the messages for new.
+-- name: begun
+UPDATE skald_cursors SET takeovers = 1
+WHERE group_name = :group AND origin = :origin AND lane = :lane AND owner = :owner AND takeovers = 0
+
 -- name: release
 UPDATE skald_cursors SET owner = NULL
 WHERE group_name = :group AND origin = :origin AND lane = :lane AND owner = :owner
