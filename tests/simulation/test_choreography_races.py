@@ -358,9 +358,7 @@ class Failed(Event, key="order"):
     why: str
 
 
-@pytest.mark.parametrize(
-    "how", ["in its stretch", "alone", "delayed", "in a transaction", "delayed, in a transaction"]
-)
+@pytest.mark.parametrize("how", ["in its stretch", "alone", "delayed", "in a transaction", "delayed, in a transaction"])
 async def test_what_exhausted_decides_is_not_lost_where_nobody_can_say_what_is_remembered(
     store_url: str, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
