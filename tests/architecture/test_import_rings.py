@@ -48,6 +48,7 @@ PURE: dict[str, set[str]] = {
     "workflows.channels": set(),
     "workflows.definition": {"asyncio"},  # what runs on a workflow's loop, which does no I/O
     "workflows.failure": set(),
+    "workflows.forgetting": set(),
     "workflows.granting": set(),
     "workflows.inbox": {"asyncio"},
     "workflows.letters": set(),

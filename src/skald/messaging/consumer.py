@@ -97,24 +97,20 @@ class Consumer:
         deliverer = Deliverer(
             store=store, submit=submit, invoker=invoker, publisher=publisher, clock=clock, owner=owner
         )
-        self._redelivery = Redelivery(
+        self.redelivery = Redelivery(
             store=store, deliverer=deliverer, clock=clock, group=subscription.group, origin=subscription.origin,
             handlers=handlers, lanes=self.lanes, wake=self._wake.set,
         )  # fmt: skip
         self._stretch = Stretch(
             store=store, submit=submit, invoker=invoker, publisher=publisher, clock=clock,
             origin=subscription.origin, concurrency=settings.concurrency, patience=settings.patience,
-            on_straggler=self._redelivery.follow, stopping=lambda: self._stopping,
+            on_straggler=self.redelivery.follow, stopping=lambda: self._stopping,
             local=local,
         )  # fmt: skip
 
     @property
     def origin(self) -> str:
         return self._subscription.origin
-
-    @property
-    def redelivery(self) -> Redelivery:
-        return self._redelivery
 
     # --- lanes --------------------------------------------------------------------------------------------------------
 
@@ -125,7 +121,7 @@ class Consumer:
     async def release(self, lane: int) -> None:
         """Reads no further for the lane, ends what runs for it, and lets others claim it."""
         await self._change(lane)
-        await self._redelivery.drop(lane)
+        await self.redelivery.drop(lane)
         begun = lane in self._begun
         await cursor.release(self._store, self._subscription.group, self.origin, lane, self._owner, begun=begun)
         self._begun.pop(lane, None)
@@ -148,7 +144,7 @@ class Consumer:
             change, future = self._changes.pop(0)
             try:
                 if isinstance(change, list):
-                    await self._redelivery.load(change)
+                    await self.redelivery.load(change)
                     for lane in change:
                         begun = self._settings.run if lane.takeovers else 0
                         lane.suspects = max(begun, self._begun.pop(lane.lane, 0))
@@ -176,14 +172,14 @@ class Consumer:
         """Reads every lane again, after something went wrong or was changed from outside."""
         owned = await cursor.owned(self._store, self._subscription.group, self.origin, self._owner)
         kept = {number: owned[number] for number in self.lanes if number in owned}
-        await self._redelivery.load(kept.values())
+        await self.redelivery.load(kept.values())
         for number, lane in list(self.lanes.items()):
             if number in kept:
                 kept[number].suspects = lane.suspects
                 self.lanes[number] = kept[number]
             else:
                 del self.lanes[number]
-                await self._redelivery.drop(number, grace=0)
+                await self.redelivery.drop(number, grace=0)
 
     # --- the loop -----------------------------------------------------------------------------------------------------
 
@@ -213,7 +209,7 @@ class Consumer:
                 if not future.done():
                     future.set_exception(Stopped(f"{self._subscription.group} stops reading {self.origin}"))
             # In order, there is time to finish; otherwise somebody else has the lanes already.
-            await self._redelivery.drop(grace=GRACE if self._stopping else 0)
+            await self.redelivery.drop(grace=GRACE if self._stopping else 0)
 
     async def _recover(self) -> None:
         try:
@@ -241,7 +237,7 @@ class Consumer:
                 await self._wake.wait()
 
     async def _wait(self) -> None:
-        due = self._redelivery.next_due()
+        due = self.redelivery.next_due()
         seconds = self._settings.poll
         if due is not None:
             seconds = min(seconds, max(0.0, (due - self._clock.now()) / 1e6))
@@ -255,8 +251,8 @@ class Consumer:
         await self._apply_changes()
         if any(lane.version < 0 for lane in self.lanes.values()):
             await self._reload()
-        progress = await self._redelivery.settle()
-        if self._redelivery.active < self._settings.max_stragglers:
+        progress = await self.redelivery.settle()
+        if self.redelivery.active < self._settings.max_stragglers:
             for cohort, upto in cohorts(self.lanes.values(), self._settings.run):
                 progress = await self._advance(cohort, upto) or progress
         await self._checkpoint()
@@ -282,7 +278,7 @@ class Consumer:
                 error = LogForked(lane.group, self.origin, lane.lane, position, id, there)
             await cursor.stop(self._store, lane, str(error))
             del self.lanes[lane.lane]
-            await self._redelivery.drop(lane.lane)
+            await self.redelivery.drop(lane.lane)
             emit(LaneStopped(lane.group, self.origin, lane.lane, str(error)))
 
     # --- a stretch ----------------------------------------------------------------------------------------------------
@@ -352,7 +348,7 @@ class Consumer:
                 if outcome.state is DeliveryState.QUEUED:
                     queued = True
                 else:
-                    self._redelivery.took(lanes[item.lane], item)
+                    self.redelivery.took(lanes[item.lane], item)
             elif type(outcome) is Done and outcome.timeouts:
                 queued = True
         if queued:
@@ -380,7 +376,7 @@ class Consumer:
             self._took(lanes, same)
             for item in same:
                 if isinstance(item.outcome, Taken) and item.outcome.state is DeliveryState.RUNNING:
-                    await self._redelivery.alone(lane, item)
+                    await self.redelivery.alone(lane, item)
         return True
 
     async def _checkpoint(self) -> None:

@@ -15,19 +15,17 @@ from typing import Any
 import msgspec
 
 from skald.clock import Clock
-from skald.errors import Fenced, Overloaded, SkaldError, Stopped, StoreUnavailable, WorkflowExists, WorkflowUnknown
-from skald.message import new_id
+from skald.errors import Fenced, Overloaded, SkaldError, Stopped
 from skald.messaging.outcome import describe
 from skald.store import Store
 from skald.telemetry import Recovering, emit
-from skald.unit import LetterKind, Unit, WorkflowEnd, WorkflowStart, WorkflowState, WorkflowWrites
+from skald.unit import LetterKind, Unit, WorkflowEnd, WorkflowState, WorkflowWrites
 from skald.workflows import journal, locks
+from skald.workflows.children import Children
 from skald.workflows.client import AnyWorkflow, Client, outside
 from skald.workflows.databaseclock import DatabaseClock
-from skald.workflows.definition import Child
-from skald.workflows.failure import End, Failure, encode_failure
+from skald.workflows.failure import End, Failure
 from skald.workflows.instance import Instance
-from skald.workflows.letters import delayed
 from skald.workflows.local import Local
 from skald.workflows.receiving import receive, terminated
 from skald.workflows.recorder import Submit, child_ended
@@ -95,10 +93,12 @@ class Executor:
         self._service, self.store, self.owner, self._lose = service, store, owner, lose
         self.committer, self.steps = committer, steps
         self._client, self._settings = client, settings
+        self._started = self._stopping = False
         self._clock = DatabaseClock(store, clock)
+        self._children = Children(service, client.workflows, self, self._clock, settings.max_live)
         self.turner = Turner(
             service, committer=committer, clock=self._clock, owner=owner, steps=steps, lose=lose,
-            forgotten=self.bring_back, begin_child=self._begin_child,
+            forgotten=self.bring_back, begin_child=self._children.begin,
         )  # fmt: skip
         self.local = Local(
             self.turner, client.workflows, self._clock, owner=owner, look=self.look, bring_back=self.bring_back,
@@ -114,7 +114,6 @@ class Executor:
         self._looking = asyncio.Lock()
         self._at: asyncio.TimerHandle | None = None
         self._prune_at = self._evict_at = self._relieve_at = 0.0
-        self._started = self._stopping = False
         self._stop_listening: Callable[[], None] = _nothing
 
     # --- life ---------------------------------------------------------------------------------------------------------
@@ -207,73 +206,6 @@ class Executor:
         self.turner.add(instance)
         self._loop.call_soon(self.turner.begin, instance, context=self.turner.context)
         return instance
-
-    def _begin_child(self, parent: Instance, child: Child) -> None:
-        """As one of the parent's tasks: until the child's start is durable, the parent must not leave memory."""
-        task = self._loop.create_task(self._start_child(parent, child), context=self.turner.context.copy())
-        parent.tasks[child.identity] = task
-        parent.detaching += child.detached
-        task.add_done_callback(partial(self._child_started, parent, child), context=self.turner.context)
-
-    def _child_started(self, parent: Instance, child: Child, task: asyncio.Task[End | None]) -> None:
-        parent.tasks.pop(child.identity, None)
-        if task.cancelled():
-            return  # by a process that stops: another one starts it, and its caller does not end before
-        parent.detaching -= child.detached
-        end = End(WorkflowState.FAILED, encode_failure(error)) if (error := task.exception()) else task.result()
-        if end is not None:
-            self.turner.child_ended(parent, child, end)
-        self.turner.write(parent)
-
-    async def _start_child(self, parent: Instance, child: Child) -> End | None:
-        """Once, however often its parent is replayed: the id is the same, and the row names the parent. Its end, if it
-        has ended already; a failure, if it cannot be started."""
-        if child.workflow.name not in self._client.workflows:
-            raise WorkflowUnknown(f"{child.workflow.name!r} is no workflow of service {self._service!r}")
-        while True:
-            try:
-                return await self._start_once(parent, child)
-            except (StoreUnavailable, Stopped) as error:
-                # No fault of the child's: the store is away, or this process is about to end.
-                emit(Recovering(self._service, f"starting workflow {child.id}", describe(error), PAUSE))
-                await self.steps.sleep(PAUSE)
-
-    async def _start_once(self, parent: Instance, child: Child) -> End | None:
-        ours = parent.run, child.workflow.name
-        live = self.live(child.id)
-        if live is not None:
-            await asyncio.shield(live.started)
-            found, end = (live.parent, live.workflow.name), None
-        else:
-            # Of a parent that was replayed it has mostly been started.
-            known = None if parent.first else await journal.by_id(self.store, child.id)
-            if known is None:
-                try:
-                    await self._insert_child(parent, child)
-                    return None
-                except WorkflowExists:
-                    known = await journal.by_id(self.store, child.id)
-                    if known is None:
-                        raise
-            found, end = (known.parent, known.workflow), known.end
-        # With the same arguments, by the last run or by one that it continues.
-        if found != ours or not await journal.was_started_with(self.store, child.id, child.workflow, child.body):
-            raise WorkflowExists(child.id)
-        return end
-
-    async def _insert_child(self, parent: Instance, child: Child) -> None:
-        run, body, correlation = new_id(), child.signature.whole(child.body), parent.machine.correlation
-        if not child.delay and len(self.turner.live) < self._settings.max_live:
-            begun = self.begin(child.workflow, child.id, run, body, child.key, parent.run, correlation=correlation)
-            await asyncio.shield(begun.started)
-            return
-        start = WorkflowStart(
-            run, child.id, child.workflow.name, None, 0, parent.run, child.key, body, self._clock.now(),
-            style=child.workflow.style, correlation=correlation,
-        )  # fmt: skip
-        async with self.store.transaction() as tx:
-            start = await delayed(start, child.delay, tx.now)
-            await tx.apply(Unit(fence=self.owner, workflows=WorkflowWrites(starts=(start,))))
 
     # --- looking around -----------------------------------------------------------------------------------------------
 

@@ -34,6 +34,14 @@ encode = msgspec.json.Encoder().encode
 decode_failure = msgspec.json.Decoder(Failure).decode
 
 
+BY_CALLER = "its caller"
+"""The reason of a cancellation that a workflow asks for, of its own child."""
+
+
+def is_by_caller(end: End) -> bool:
+    return end.state == WorkflowState.CANCELLED and decode_failure(end.body).message == BY_CALLER
+
+
 def let_go(error: BaseException | None) -> None:
     """Of the frames that it has come through, once nobody looks at them any more: they hold it, and all that they used,
     until the collector comes round."""

@@ -15,6 +15,7 @@ from skald.store import Row, Store
 from skald.unit import EntryKind, JournalEntry, LetterKind, Unit, WorkflowState
 from skald.workflows.definition import Workflow
 from skald.workflows.failure import End
+from skald.workflows.forgetting import Forgotten
 
 SQL = blocks("skald.workflows", "workflows")
 SIZES = (1, 10, 50, 200)
@@ -66,6 +67,7 @@ class Known(msgspec.Struct, frozen=True):
     input: bytes
     outcome: bytes | None
     started_at: int
+    ended_at: int | None = None
     style: str | None = None
 
     @property
@@ -234,18 +236,18 @@ async def resume(store: Store, id: str) -> None:
 
 
 async def retry(store: Store, id: str) -> None:
-    """Reopens a failed workflow: the step, child or call that failed last is forgotten, and is run again. What came
-    after it stays where it is, and a replay passes over that part of it which nobody waits for without the failure.
+    """Reopens a failed workflow: the step, child or call that failed last is forgotten, and is run again (for children
+    see there). What came after it stays where it is, and a replay passes over that part of it which nobody waits for
+    without the failure.
     Where nothing failed, its code has, and the same history is replayed on what may be other code. A saga is undone by
     then, and cannot go on."""
     known = await by_id(store, id)
     if known is not None and known.style is not None and known.state == WorkflowState.FAILED:
         raise WorkflowBusy(f"saga {id!r} was compensated, and has nothing left to go on with: start it again")
     async with store.transaction() as tx:
-        [row] = await tx.fetch(SQL["failed_step"], id=id)
-        if row["position"] is not None:
-            last = int(row["last"]).to_bytes(4, "big")
-            await tx.execute(SQL["forget_failure"], id=id, position=row["position"], last=last)
+        for row in await tx.fetch(SQL["failed_step"], id=id):
+            forgotten = Forgotten(row["last"], max(await tx.now(), row["ended_at"]), bytes(row["digest"])).encode()
+            await tx.execute(SQL["forget_failure"], id=id, position=row["position"], forgotten=forgotten)
             failpoints.hit("workflows.retrying")
         if await tx.execute(SQL["reopen"], id=id):
             await tx.execute(SQL["forget_told"], id=id)  # by whoever did not know yet that it had failed

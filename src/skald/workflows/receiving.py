@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 from uuid import UUID
 
@@ -10,7 +11,7 @@ import msgspec
 from skald.unit import EntryKind, LetterKind, Reply, WorkflowState
 from skald.workflows.calling import Asked
 from skald.workflows.definition import Child
-from skald.workflows.failure import Failure, encode
+from skald.workflows.failure import End, Failure, encode, is_by_caller
 from skald.workflows.inbox import Answer
 from skald.workflows.instance import Instance
 from skald.workflows.journal import Mail
@@ -25,6 +26,7 @@ class Teller(Protocol):
     """What turns workflows."""
 
     asked: dict[str, Instance]
+    begin_child: Callable[[Instance, Child], None]
 
     def tell(self, instance: Instance, kind: EntryKind, identity: Identity, body: bytes | None) -> None: ...
 
@@ -99,11 +101,16 @@ def _answered(teller: Teller, instance: Instance, letter: Mail) -> None:
 
 
 def _child_ended(teller: Teller, instance: Instance, letter: Mail) -> None:
-    calls = instance.machine.calls.values()
-    child = next((call for call in calls if isinstance(call, Child) and call.id == letter.name), None)
+    machine = instance.machine
+    child = next((call for call in machine.calls.values() if isinstance(call, Child) and call.id == letter.name), None)
     if child is None:
         teller.after(instance)  # nobody waits for it any more
         return
     end = _child_end(letter.payload)
+    if machine.retried and is_by_caller(End(end.state, end.body)):
+        # Before that, when its caller had failed.
+        teller.begin_child(instance, child)
+        teller.after(instance)
+        return
     kind = EntryKind.CHILD_DONE if end.state == WorkflowState.COMPLETED else EntryKind.CHILD_FAILED
     teller.tell(instance, kind, child.identity, end.body)

@@ -23,6 +23,7 @@ from skald.unit import EntryKind, JournalEntry, Reply, WorkflowState
 from skald.workflows.calling import Ask, Asked
 from skald.workflows.definition import Call, Child, ContinueAsNew, Step, Workflow
 from skald.workflows.failure import End, decode_failure, encode_failure, failed, let_go
+from skald.workflows.forgetting import forgotten
 from skald.workflows.inbox import Inbox
 from skald.workflows.loop import WorkflowLoop, explained
 from skald.workflows.signature import Identity
@@ -118,6 +119,8 @@ class Machine:
         """Entries so far."""
         self._doubtful = 0
         """Up to here they may have come from a failure that was forgotten since."""
+        self.retried: dict[Identity, int] = {}
+        """What had failed before a retry, and when that was (microseconds since 1970)."""
         self._body, self._copy = body, copy
         self.calls: dict[Identity, AnyCall] = {}
         """What it waits for."""
@@ -150,7 +153,9 @@ class Machine:
         if entry.position != self.position:
             raise _diverged(self, f"an entry of position {entry.position}")
         if entry.kind == EntryKind.FORGOTTEN:
-            self._doubtful = max(self._doubtful, int.from_bytes(entry.digest, "big"))
+            found, identity = forgotten(entry.digest, entry.name, entry.occurrence)
+            self._doubtful = max(self._doubtful, found.last)
+            self.retried[identity] = max(found.at, self.retried.get(identity, 0))
             return
         if entry.position <= self._doubtful and not _fits(self, entry):
             return

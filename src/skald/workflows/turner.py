@@ -36,7 +36,7 @@ from skald.workflows.calling import Asked
 from skald.workflows.client import outside
 from skald.workflows.crew import Crew, Job
 from skald.workflows.definition import Call, Child
-from skald.workflows.failure import End, encode, failure_of
+from skald.workflows.failure import BY_CALLER, End, encode, failure_of
 from skald.workflows.instance import Instance
 from skald.workflows.journal import Mail
 from skald.workflows.receiving import receive
@@ -76,7 +76,7 @@ class Turner:
         begin_child: Callable[[Instance, Child], None],
     ) -> None:
         self._service, self._committer, self._clock, self._owner = service, committer, clock, owner
-        self._lose, self._forgotten, self._begin_child = lose, forgotten, begin_child
+        self._lose, self._forgotten, self.begin_child = lose, forgotten, begin_child
         self.live: dict[str, Instance] = {}
         """By id."""
         self.runs: dict[str, Instance] = {}
@@ -259,7 +259,7 @@ class Turner:
         elif isinstance(call, Child):
             # To its id, because it may not have been started yet.
             instance.letters.append(
-                Letter(new_id(), LetterKind.CANCEL, AddressKind.ID, call.id, "", b"its caller", self._clock.now())
+                Letter(new_id(), LetterKind.CANCEL, AddressKind.ID, call.id, "", BY_CALLER.encode(), self._clock.now())
             )
 
     def _run(self, instance: Instance, called: Sequence[AnyCall]) -> None:
@@ -267,7 +267,7 @@ class Turner:
             begin = [call for call in called if isinstance(call, Child) and (call.detached or instance.wants(call))]
             called = [call for call in called if isinstance(call, Call)]
             for child in begin:
-                self._begin_child(instance, child)
+                self.begin_child(instance, child)
             if begin:
                 # They begin first: a step may end at once, and its workflow with it.
                 self._loop.call_soon(self._run, instance, called, context=self.context)
@@ -399,6 +399,8 @@ class Turner:
 
     def _leave(self, instance: Instance, end: End | None = None) -> None:
         """Out of memory, with its end or without."""
+        if instance.stopped:
+            return  # its process stops, and this was committed while it did
         if self.runs.pop(instance.run, None) is not None and self.live.get(instance.id) is instance:
             del self.live[instance.id]
         instance.stopped = True

@@ -2,11 +2,12 @@
 -- A row with an owner, one that is paused and one that has ended have no wake_at. Below 1 it is due at once.
 
 -- name: by_id
-SELECT run, id, workflow, state, owner, parent, input, outcome, started_at, style FROM skald_workflows
+SELECT run, id, workflow, state, owner, parent, input, outcome, started_at, ended_at, style FROM skald_workflows
 WHERE id = :id AND latest = 1
 
 -- name: by_run
-SELECT run, id, workflow, state, owner, parent, input, outcome, started_at, style FROM skald_workflows WHERE run = :run
+SELECT run, id, workflow, state, owner, parent, input, outcome, started_at, ended_at, style FROM skald_workflows
+WHERE run = :run
 
 -- name: poll
 SELECT (SELECT min(wake_at) FROM skald_workflows WHERE wake_at IS NOT NULL) AS wake_at,
@@ -130,12 +131,13 @@ UPDATE skald_workflows SET state = 'running', wake_at = 0, outcome = NULL WHERE 
 DELETE FROM skald_letters WHERE kind = 4 AND to_id = :id
 
 -- name: failed_step
-SELECT max(CASE WHEN j.kind IN (1, 7, 12) THEN j.position END) AS position, max(j.position) AS last
+SELECT j.position, j.digest, w.ended_at, (SELECT max(l.position) FROM skald_journal l WHERE l.run = w.run) AS last
 FROM skald_journal j JOIN skald_workflows w ON w.run = j.run
-WHERE w.id = :id AND w.latest = 1 AND w.state = 'failed'
+WHERE w.id = :id AND w.latest = 1 AND w.state = 'failed' AND j.kind IN (1, 7, 12)
+ORDER BY j.position DESC LIMIT 1
 
 -- name: forget_failure
-UPDATE skald_journal SET kind = 14, digest = :last WHERE position = :position
+UPDATE skald_journal SET kind = 14, digest = :forgotten WHERE position = :position
 AND run = (SELECT run FROM skald_workflows WHERE id = :id AND latest = 1 AND state = 'failed')
 
 -- name: forget_told
