@@ -37,33 +37,6 @@ async def work(name: str) -> str:
 
 
 @workflow
-async def kid(name: str, waits: bool) -> str:
-    first = await work(f"{name} first")
-    if waits:
-        await go.receive()
-    return f"{first} and {await fragile(name)}"
-
-
-@workflow
-async def parallel() -> list[str]:
-    async with asyncio.TaskGroup() as group:
-        patient = group.create_task(kid.run("patient", True, id="patient"))
-        await work("in parallel")
-        other = group.create_task(fragile("other"))
-    return [patient.result(), other.result()]
-
-
-@workflow
-async def one_kid() -> str:
-    return (await kid.run("weak", False, id="weak")).upper()
-
-
-@workflow
-async def one_waiting_kid() -> str:
-    return await kid.run("weak", True, id="weak")
-
-
-@workflow
 async def branches(failing: list[str]) -> list[str]:
     notes: list[str] = []
 
@@ -106,7 +79,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 @asynccontextmanager
 async def playing(url: str, idle: float) -> AsyncIterator[App]:
     app = App(
-        Service("jobs", workflows=[branches, kid, parallel, one_kid, one_waiting_kid]),
+        Service("jobs", workflows=[branches]),
         store=url,
         settings=RuntimeSettings(workflows=ExecutorSettings(idle=idle, poll=0.05)),
     )
@@ -186,83 +159,3 @@ async def test_positions_have_no_holes_and_a_process_that_takes_over_agrees(url:
         history = await journal.history(store, known.run)
         assert [entry.position for entry in history] == list(range(1, len(history) + 1))
         assert sorted(done) == ["a", "a", "clean up a", "first", "second"]
-
-
-async def state_of(app: App, id: str) -> str:
-    return (await operations.show_workflow(app, id)).workflow.state
-
-
-IDLE = pytest.mark.parametrize("idle", [1000.0, 0.0], ids=["stays in memory", "leaves it whenever it waits"])
-
-
-@IDLE
-@pytest.mark.parametrize("is_over", [True, False], ids=["cancelled", "being cancelled"])
-async def test_a_child_that_was_cancelled_with_its_parent_is_run_anew(url: str, idle: float, is_over: bool) -> None:
-    broken.add("other")
-    async with playing(url, idle) as app:
-        handle = await parallel.start(id="x")
-        with pytest.raises(WorkflowFailed, match="unhandled errors in a TaskGroup"):
-            await handle.result()
-
-        async def is_cancelled() -> bool:
-            return await state_of(app, "patient") == "cancelled"
-
-        if is_over:
-            await eventually(is_cancelled)
-        broken.clear()
-        await parallel.handle("x").retry()
-        await eventually(lambda: was_done("patient first", 2))
-        await kid.handle("patient").signal(go, "now")
-        assert await parallel.handle("x").result() == ["patient first and patient", "other"]
-        assert done.count("in parallel") == 1
-        assert (await operations.check_workflows(app)).broken == []
-
-
-@IDLE
-async def test_a_child_that_has_failed_goes_on_with_its_parent_from_where_it_has_failed(url: str, idle: float) -> None:
-    broken.add("weak")
-    async with playing(url, idle):
-        handle = await one_kid.start(id="x")
-        with pytest.raises(WorkflowFailed, match="weak is broken"):
-            await handle.result()
-        await one_kid.handle("x").retry()
-        with pytest.raises(WorkflowFailed, match="weak is broken"):
-            await one_kid.handle("x").result()
-        broken.clear()
-    async with playing(url, idle):
-        await one_kid.handle("x").retry()
-        assert await one_kid.handle("x").result() == "WEAK FIRST AND WEAK"
-    assert done == ["weak first", "weak", "weak", "weak"]
-
-
-async def test_a_child_that_somebody_has_retried_has_its_result(url: str) -> None:
-    broken.add("weak")
-    async with playing(url, 1000.0):
-        handle = await one_kid.start(id="x")
-        with pytest.raises(WorkflowFailed, match="weak is broken"):
-            await handle.result()
-        broken.clear()
-        await kid.handle("weak").retry()
-        assert await kid.handle("weak").result() == "weak first and weak"
-        await one_kid.handle("x").retry()
-        assert await one_kid.handle("x").result() == "WEAK FIRST AND WEAK"
-    assert done == ["weak first", "weak", "weak"]
-
-
-@pytest.mark.parametrize("how", ["cancel", "terminate"])
-async def test_a_child_that_somebody_has_ended_is_run_anew(url: str, how: str) -> None:
-    async with playing(url, 1000.0):
-        handle = await one_waiting_kid.start(id="x")
-        await eventually(lambda: was_done("weak first", 1))
-        await getattr(kid.handle("weak"), how)()
-        with pytest.raises(WorkflowFailed):
-            await handle.result()
-        await one_waiting_kid.handle("x").retry()
-        await eventually(lambda: was_done("weak first", 2))
-        await kid.handle("weak").signal(go, "now")
-        assert await one_waiting_kid.handle("x").result() == "weak first and weak"
-    assert done == ["weak first", "weak first", "weak"]
-
-
-async def was_done(name: str, times: int) -> bool:
-    return done.count(name) == times

@@ -1,19 +1,21 @@
 """Starts the children of workflows, each once, however often its parent is replayed: its id is the same then, and its
 row names the parent.
 
-A parent that is retried calls its children again. One that failed, and whose failure is what was forgotten, goes on
-from where it has failed. One that was cancelled when its parent failed had done nothing wrong, and is run anew.
+A parent that is retried brings back those that it waits for and that had ended in vain before: one that failed goes on
+from where it has failed; one that was compensated, terminated or cancelled, mostly because its parent had failed, is
+run anew. So are the children that an earlier run of its own has left in vain, while what they completed stays done.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any, Protocol
 
 from skald.clock import Clock
-from skald.errors import Stopped, StoreUnavailable, WorkflowBusy, WorkflowExists, WorkflowUnknown
+from skald.errors import Busy, Stopped, StoreUnavailable, WorkflowExists, WorkflowUnknown
 from skald.message import new_id
 from skald.messaging.outcome import describe
 from skald.store import Store
@@ -22,11 +24,13 @@ from skald.unit import Unit, WorkflowStart, WorkflowState, WorkflowWrites
 from skald.workflows import journal
 from skald.workflows.client import AnyWorkflow
 from skald.workflows.definition import Child
-from skald.workflows.failure import End, encode_failure, is_by_caller
+from skald.workflows.failure import End, encode_failure, is_of_before
 from skald.workflows.instance import Instance
 from skald.workflows.letters import delayed
 from skald.workflows.steps import StepRunner
 from skald.workflows.turner import PAUSE, Turner
+
+_IN_VAIN = (WorkflowState.FAILED, WorkflowState.CANCELLED, WorkflowState.TERMINATED)
 
 
 class Starter(Protocol):
@@ -67,14 +71,16 @@ class Children:
 
     def begin(self, parent: Instance, child: Child) -> None:
         """As one of the parent's tasks: until the child's start is durable, the parent must not leave memory."""
-        context = self._starter.turner.context
-        task = self._loop.create_task(self._start(parent, child), context=context.copy())
+        context, before = self._starter.turner.context, parent.tasks.get(child.identity)
+        assert before is None or isinstance(before, asyncio.Task)
+        task = self._loop.create_task(self._start(parent, child, before), context=context.copy())
         parent.tasks[child.identity] = task
         parent.detaching += child.detached
         task.add_done_callback(partial(self._started, parent, child), context=context)
 
     def _started(self, parent: Instance, child: Child, task: asyncio.Task[End | None]) -> None:
-        parent.tasks.pop(child.identity, None)
+        if parent.tasks.get(child.identity) is task:
+            del parent.tasks[child.identity]
         if task.cancelled():
             return  # by a process that stops: another one starts it, and its caller does not end before
         parent.detaching -= child.detached
@@ -83,77 +89,106 @@ class Children:
             self._starter.turner.child_ended(parent, child, end)
         self._starter.turner.write(parent)
 
-    async def _start(self, parent: Instance, child: Child) -> End | None:
+    async def _start(self, parent: Instance, child: Child, before: asyncio.Task[Any] | None) -> End | None:
         """Its end, if it has ended already; a failure, if it cannot be started."""
         if child.workflow.name not in self._workflows:
             raise WorkflowUnknown(f"{child.workflow.name!r} is no workflow of service {self._service!r}")
+        if before is not None:
+            # It may have looked too early; two at once would be in each other's way.
+            try:
+                await asyncio.wait([before])
+            except asyncio.CancelledError:
+                before.cancel()
+                raise
         while True:
             try:
                 return await self._start_once(parent, child)
-            except (StoreUnavailable, Stopped) as error:
+            except (StoreUnavailable, Stopped, Busy) as error:
                 # No fault of the child's: the store is away, or this process is about to end.
                 emit(Recovering(self._service, f"starting workflow {child.id}", describe(error), PAUSE))
                 await self._starter.steps.sleep(PAUSE)
 
     async def _start_once(self, parent: Instance, child: Child) -> End | None:
-        ours, store = (parent.run, child.workflow.name), self._starter.store
-        known: journal.Known | None = None
-        live = self._starter.live(child.id)
+        store, retried_at = self._starter.store, parent.machine.retried_at
+        while True:
+            known = await self._known(parent, child)
+            if known is None:
+                return None
+            # With the same arguments, by the last run or by one that it continues.
+            if known.workflow != child.workflow.name or not await journal.was_started_with(
+                store, child.id, child.workflow, child.body
+            ):
+                raise WorkflowExists(child.id)
+            if known.parent != parent.run and (child.detached or not await self._is_in_vain(known.parent, parent)):
+                raise WorkflowExists(child.id)
+            if known.end is None and known.parent == parent.run:
+                if retried_at:
+                    await journal.keep(store, child.id)
+                return None
+            if known.end is None:
+                await self._starter.steps.sleep(PAUSE)  # it is being cancelled with the run that has called it
+                continue
+            assert known.ended_at is not None
+            mine = known.parent == parent.run and not is_of_before(known.end, known.ended_at, retried_at)
+            if mine or known.end.state == WorkflowState.COMPLETED:
+                return known.end
+            await self._bring_back(parent, child, known)
+
+    async def _known(self, parent: Instance, child: Child) -> journal.Known | None:
+        """What there is of it; nothing, if it was started just now."""
+        store, live = self._starter.store, self._starter.live(child.id)
         if live is not None and live.machine.end is None:
             await asyncio.shield(live.started)
-            found = live.parent, live.workflow.name
         else:
             # Of a parent that was replayed it has mostly been started.
             known = None if parent.first else await journal.by_id(store, child.id)
-            if known is None:
-                try:
-                    await self._insert(parent, child)
-                    return None
-                except WorkflowExists:
-                    known = await journal.by_id(store, child.id)
-                    if known is None:
-                        raise
-            found = known.parent, known.workflow
-        # With the same arguments, by the last run or by one that it continues.
-        if found != ours or not await journal.was_started_with(store, child.id, child.workflow, child.body):
+            if known is not None:
+                return known
+            with suppress(WorkflowExists):
+                await self._insert(parent, child)
+                return None
+        known = await journal.by_id(store, child.id)
+        if known is None:
             raise WorkflowExists(child.id)
-        if known is None or known.end is None or await self._goes_on(parent, child, known):
-            return None
-        return known.end
+        return known
 
-    async def _goes_on(self, parent: Instance, child: Child, known: journal.Known) -> bool:
-        """Whether one that has ended does so, because its parent was retried since."""
-        retried_at = parent.machine.retried.get(child.identity)
-        assert known.end is not None
-        assert known.ended_at is not None
-        if retried_at is not None and known.ended_at <= retried_at and known.state != WorkflowState.COMPLETED:
-            again = known.state != WorkflowState.FAILED or known.style is not None
-        elif parent.machine.retried and is_by_caller(known.end):
-            again = True
-        else:
+    async def _is_in_vain(self, run: str | None, parent: Instance) -> bool:
+        """Whether that was an earlier run of the same workflow, which did not come to a good end."""
+        if run is None:
             return False
-        try:
-            if again:
-                await self._insert(parent, child, again=True)
-            else:
-                await journal.retry(self._starter.store, child.id)
-                self._starter.look()
-        except (WorkflowBusy, WorkflowExists):
-            # Somebody else was quicker.
-            return (await journal.by_id(self._starter.store, child.id) or known).end is None
-        return True
+        before = await journal.by_run(self._starter.store, run)
+        return before is not None and before.id == parent.id and before.state in _IN_VAIN
 
-    async def _insert(self, parent: Instance, child: Child, *, again: bool = False) -> None:
+    async def _bring_back(self, parent: Instance, child: Child, known: journal.Known) -> None:
+        """One that has ended goes on from where it has failed, or is run anew; nothing, if somebody was quicker."""
         starter = self._starter
-        run, body, correlation = new_id(), child.signature.whole(child.body), parent.machine.correlation
-        if not again and not child.delay and len(starter.turner.live) < self._max_live:
-            begun = starter.begin(child.workflow, child.id, run, body, child.key, parent.run, correlation=correlation)
+        goes_on = known.state == WorkflowState.FAILED and known.style is None and known.parent == parent.run
+        async with starter.store.transaction() as tx:
+            await tx.apply(Unit(fence=starter.owner))
+            if goes_on:
+                await journal.reopen(tx, known)
+            elif await journal.is_last(tx, starter.store, known):
+                start = self._row(parent, child, again=True)
+                await tx.apply(Unit(fence=starter.owner, workflows=WorkflowWrites(starts=(start,))))
+        starter.look()
+
+    async def _insert(self, parent: Instance, child: Child) -> None:
+        starter = self._starter
+        if not child.delay and len(starter.turner.live) < self._max_live:
+            body = child.signature.whole(child.body)
+            begun = starter.begin(
+                child.workflow, child.id, new_id(), body, child.key, parent.run, correlation=parent.machine.correlation
+            )
             await asyncio.shield(begun.started)
             return
-        start = WorkflowStart(
-            run, child.id, child.workflow.name, None, 0, parent.run, child.key, body, self._clock.now(), again,
-            style=child.workflow.style, correlation=correlation,
-        )  # fmt: skip
         async with starter.store.transaction() as tx:
-            start = await delayed(start, child.delay, tx.now)
+            start = await delayed(self._row(parent, child), child.delay, tx.now)
             await tx.apply(Unit(fence=starter.owner, workflows=WorkflowWrites(starts=(start,))))
+
+    def _row(self, parent: Instance, child: Child, *, again: bool = False) -> WorkflowStart:
+        """Whoever runs the service takes it."""
+        body = child.signature.whole(child.body)
+        return WorkflowStart(
+            new_id(), child.id, child.workflow.name, None, 0, parent.run, child.key, body, self._clock.now(), again,
+            style=child.workflow.style, correlation=parent.machine.correlation,
+        )  # fmt: skip

@@ -300,8 +300,8 @@ class Executor:
     ) -> None:
         for one in found:
             if (here := self.turner.runs.get(one.run)) is not None:
-                if here.rest is not None:
-                    # It has given itself up, and was taken again before it had quite left: once it has.
+                if here.rest is not None or here.machine.end is not None:
+                    # It has given itself up, or ended, and was taken again before it had quite left: once it has.
                     self.lost.add(one.run)
             elif not self._stopping:
                 workflow = self._client.workflows[one.workflow]

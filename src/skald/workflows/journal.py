@@ -11,10 +11,10 @@ import msgspec
 from skald import failpoints
 from skald.errors import WorkflowBusy, WorkflowUnknown
 from skald.sql import blocks
-from skald.store import Row, Store
+from skald.store import Row, Store, Transaction
 from skald.unit import EntryKind, JournalEntry, LetterKind, Unit, WorkflowState
 from skald.workflows.definition import Workflow
-from skald.workflows.failure import End
+from skald.workflows.failure import BY_CALLER, End
 from skald.workflows.forgetting import Forgotten
 
 SQL = blocks("skald.workflows", "workflows")
@@ -245,14 +245,33 @@ async def retry(store: Store, id: str) -> None:
     if known is not None and known.style is not None and known.state == WorkflowState.FAILED:
         raise WorkflowBusy(f"saga {id!r} was compensated, and has nothing left to go on with: start it again")
     async with store.transaction() as tx:
-        for row in await tx.fetch(SQL["failed_step"], id=id):
-            forgotten = Forgotten(row["last"], max(await tx.now(), row["ended_at"]), bytes(row["digest"])).encode()
-            await tx.execute(SQL["forget_failure"], id=id, position=row["position"], forgotten=forgotten)
-            failpoints.hit("workflows.retrying")
-        if await tx.execute(SQL["reopen"], id=id):
-            await tx.execute(SQL["forget_told"], id=id)  # by whoever did not know yet that it had failed
+        if known is not None and await reopen(tx, known):
             return
     await _refuse(store, id, "failed")
+
+
+async def reopen(tx: Transaction, known: Known) -> bool:
+    """``retry``, unless something has become of it since it was looked at."""
+    if not await tx.execute(SQL["reopen"], run=known.run, ended_at=known.ended_at):
+        return False
+    for row in await tx.fetch(SQL["last_failure"], run=known.run):
+        forgotten = Forgotten(row["last"], max(await tx.now(), known.ended_at or 0)).encode()
+        await tx.execute(SQL["forget_failure"], run=known.run, position=row["position"], forgotten=forgotten)
+    failpoints.hit("workflows.retrying")
+    await tx.execute(SQL["forget_told"], id=known.id)  # by whoever did not know yet that it had failed
+    return True
+
+
+async def is_last(tx: Transaction, store: Store, known: Known) -> bool:
+    """Whether it is still so: the last run of its id, and ended. Nobody changes that before the transaction ends."""
+    return bool(await tx.fetch(_sql(store, "last_run"), run=known.run, ended_at=known.ended_at))
+
+
+async def keep(store: Store, id: str) -> None:
+    """Withdraws the cancellations that a workflow has asked for, of its own child."""
+    if await store.fetch(SQL["cancels"], id=id, reason=BY_CALLER.encode()):
+        async with store.transaction() as tx:
+            await tx.execute(SQL["withdraw"], id=id, reason=BY_CALLER.encode())
 
 
 async def _refuse(store: Store, id: str, wanted: str) -> None:

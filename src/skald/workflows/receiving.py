@@ -11,7 +11,7 @@ import msgspec
 from skald.unit import EntryKind, LetterKind, Reply, WorkflowState
 from skald.workflows.calling import Asked
 from skald.workflows.definition import Child
-from skald.workflows.failure import End, Failure, encode, is_by_caller
+from skald.workflows.failure import End, Failure, encode, is_of_before
 from skald.workflows.inbox import Answer
 from skald.workflows.instance import Instance
 from skald.workflows.journal import Mail
@@ -101,16 +101,14 @@ def _answered(teller: Teller, instance: Instance, letter: Mail) -> None:
 
 
 def _child_ended(teller: Teller, instance: Instance, letter: Mail) -> None:
-    machine = instance.machine
-    child = next((call for call in machine.calls.values() if isinstance(call, Child) and call.id == letter.name), None)
-    if child is None:
-        teller.after(instance)  # nobody waits for it any more
-        return
-    end = _child_end(letter.payload)
-    if machine.retried and is_by_caller(End(end.state, end.body)):
-        # Before that, when its caller had failed.
-        teller.begin_child(instance, child)
-        teller.after(instance)
-        return
-    kind = EntryKind.CHILD_DONE if end.state == WorkflowState.COMPLETED else EntryKind.CHILD_FAILED
-    teller.tell(instance, kind, child.identity, end.body)
+    machine, found = instance.machine, _child_end(letter.payload)
+    end = End(found.state, found.body)
+    for child in [call for call in machine.calls.values() if isinstance(call, Child) and call.id == letter.name]:
+        if not machine.awaits(child):
+            continue  # since the one before it was told
+        if is_of_before(end, letter.time, machine.retried_at):
+            teller.begin_child(instance, child)
+        else:
+            kind = EntryKind.CHILD_DONE if end.state == WorkflowState.COMPLETED else EntryKind.CHILD_FAILED
+            teller.tell(instance, kind, child.identity, end.body)
+    teller.after(instance)  # nobody may wait for it any more

@@ -119,8 +119,8 @@ class Machine:
         """Entries so far."""
         self._doubtful = 0
         """Up to here they may have come from a failure that was forgotten since."""
-        self.retried: dict[Identity, int] = {}
-        """What had failed before a retry, and when that was (microseconds since 1970)."""
+        self.retried_at = 0
+        """When it was retried after a failure, the last time (microseconds since 1970)."""
         self._body, self._copy = body, copy
         self.calls: dict[Identity, AnyCall] = {}
         """What it waits for."""
@@ -153,9 +153,8 @@ class Machine:
         if entry.position != self.position:
             raise _diverged(self, f"an entry of position {entry.position}")
         if entry.kind == EntryKind.FORGOTTEN:
-            found, identity = forgotten(entry.digest, entry.name, entry.occurrence)
-            self._doubtful = max(self._doubtful, found.last)
-            self.retried[identity] = max(found.at, self.retried.get(identity, 0))
+            found = forgotten(entry.digest)
+            self._doubtful, self.retried_at = max(self._doubtful, found.last), max(self.retried_at, found.at)
             return
         if entry.position <= self._doubtful and not _fits(self, entry):
             return

@@ -130,22 +130,29 @@ UPDATE skald_workflows SET state = 'running', wake_at = 0, outcome = NULL WHERE 
 -- name: drop_pauses
 DELETE FROM skald_letters WHERE kind = 4 AND to_id = :id
 
--- name: failed_step
-SELECT j.position, j.digest, w.ended_at, (SELECT max(l.position) FROM skald_journal l WHERE l.run = w.run) AS last
-FROM skald_journal j JOIN skald_workflows w ON w.run = j.run
-WHERE w.id = :id AND w.latest = 1 AND w.state = 'failed' AND j.kind IN (1, 7, 12)
-ORDER BY j.position DESC LIMIT 1
+-- name: reopen
+UPDATE skald_workflows SET state = 'running', wake_at = 0, outcome = NULL, ended_at = NULL
+WHERE run = :run AND latest = 1 AND state = 'failed' AND ended_at = :ended_at
+
+-- name: last_failure
+SELECT position, (SELECT max(position) FROM skald_journal WHERE run = :run) AS last
+FROM skald_journal WHERE run = :run AND kind IN (1, 7, 12)
+ORDER BY position DESC LIMIT 1
 
 -- name: forget_failure
-UPDATE skald_journal SET kind = 14, digest = :forgotten WHERE position = :position
-AND run = (SELECT run FROM skald_workflows WHERE id = :id AND latest = 1 AND state = 'failed')
+UPDATE skald_journal SET kind = 14, digest = :forgotten WHERE run = :run AND position = :position
 
 -- name: forget_told
 DELETE FROM skald_letters WHERE to_id = :id AND taken = 0 AND kind BETWEEN 1 AND 4
 
--- name: reopen
-UPDATE skald_workflows SET state = 'running', wake_at = 0, outcome = NULL, ended_at = NULL
-WHERE id = :id AND latest = 1 AND state = 'failed'
+-- name: last_run
+SELECT 1 AS one FROM skald_workflows WHERE run = :run AND latest = 1 AND ended_at = :ended_at {for_update}
+
+-- name: cancels
+SELECT 1 AS one FROM skald_letters WHERE to_id = :id AND taken = 0 AND kind = 2 AND payload = :reason LIMIT 1
+
+-- name: withdraw
+DELETE FROM skald_letters WHERE to_id = :id AND taken = 0 AND kind = 2 AND payload = :reason
 
 -- name: choose
 UPDATE skald_workflows SET wake_at = :token WHERE run IN (
