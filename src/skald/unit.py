@@ -176,8 +176,8 @@ class EntryKind(IntEnum):
     STAGE = 13
     """Where it stands, in its own words; a replay passes over it."""
     FORGOTTEN = 14
-    """What failed before a retry (see ``workflows.forgetting``). What follows, up to the last position before that
-    retry, is told if it fits without it."""
+    """What failed before a retry, or that there was one (see ``workflows.forgetting``). What follows, up to the last
+    position before that retry, is told if it fits without it."""
 
 
 class JournalEntry(msgspec.Struct, frozen=True, gc=False):

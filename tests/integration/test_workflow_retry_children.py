@@ -93,6 +93,25 @@ async def later() -> list[str]:
 
 
 @workflow
+async def careless(lets_go: bool) -> list[str]:
+    """Fails by its own code."""
+    async with asyncio.TaskGroup() as group:
+        if lets_go:
+            kid.child("patient", True, id="patient", detached=True)
+        else:
+            patient = group.create_task(kid.run("patient", True, id="patient"))
+        said = await go.receive()
+        if "code" in broken:
+            raise ValueError(said)
+    return [said] if lets_go else [patient.result()]
+
+
+@workflow
+async def reminding(delay: float) -> str:
+    return await kid.run("patient", True, id="patient", delay=delay)
+
+
+@workflow
 async def one(waits: bool) -> str:
     return (await kid.run("weak", waits, id="weak")).upper()
 
@@ -124,7 +143,7 @@ def idle(request: pytest.FixtureRequest) -> float:
 
 @asynccontextmanager
 async def playing(url: str, idle: float = 1000.0) -> AsyncIterator[App]:
-    jobs = Service("jobs", workflows=[kid, booking, middle, parallel, later, one, many, twice])
+    jobs = Service("jobs", workflows=[kid, booking, middle, parallel, later, careless, reminding, one, many, twice])
     settings = RuntimeSettings(workflows=ExecutorSettings(idle=idle, poll=0.05))
     app = App(jobs, store=url, settings=settings)
     await app.migrate()
@@ -307,6 +326,72 @@ async def test_one_that_had_not_begun_is_not_cancelled(url: str, idle: float) ->
         await eventually(lambda: was_done("other", 2))
         after = await operations.show_workflow(app, "patient")
         assert (after.workflow.state, after.workflow.run) == ("scheduled", before.workflow.run)
+
+
+@pytest.mark.parametrize("is_over", [True, False], ids=["cancelled", "being cancelled"])
+async def test_a_retry_of_code_that_was_mended_brings_them_back_too(url: str, idle: float, is_over: bool) -> None:
+    broken.add("code")
+    async with playing(url, idle) as app:
+        handle = await careless.start(False, id="x")
+        await eventually(lambda: was_done("patient first", 1))
+        await handle.signal(go, "wrong")
+        await fails(handle)
+
+        async def is_cancelled() -> bool:
+            return await state_of(app, "patient") == "cancelled"
+
+        if is_over:
+            await eventually(is_cancelled)
+        for mended in (False, True):
+            if mended:
+                broken.clear()
+            await careless.handle("x").retry()
+            if not mended:
+                await fails(careless.handle("x"))
+
+        async def hears() -> bool:
+            if await state_of(app, "patient") == "running":
+                with suppress(WorkflowEnded):
+                    await kid.handle("patient").signal(go, "now")
+            return await state_of(app, "x") == "completed"
+
+        await eventually(hears)
+        assert await ends(careless.handle("x")) == ["patient first and patient"]
+        shown = (await operations.show_workflow(app, "x")).journal
+        assert [entry.kind for entry in shown].count("forgotten") >= 2
+        assert (await operations.check_workflows(app)).broken == []
+
+
+async def test_one_that_was_let_go_is_left_alone(url: str, idle: float) -> None:
+    broken.add("code")
+    async with playing(url, idle) as app:
+        handle = await careless.start(True, id="x")
+        await eventually(lambda: was_done("patient first", 1))
+        await kid.handle("patient").terminate()
+        await fails(kid.handle("patient"))
+        await handle.signal(go, "wrong")
+        await fails(handle)
+        broken.clear()
+        await careless.handle("x").retry()
+        assert await ends(careless.handle("x")) == ["wrong"]
+        assert await state_of(app, "patient") == "terminated"
+    assert done == ["patient first"]
+
+
+async def test_a_later_run_brings_back_what_an_earlier_one_has_left_in_vain(url: str, idle: float) -> None:
+    """At the time that it says."""
+    async with playing(url, idle) as app:
+        handle = await reminding.start(0.0, id="x")
+        await eventually(lambda: was_done("patient first", 1))
+        await handle.cancel()
+        await fails(handle)
+        await reminding.start(3600.0, id="x", existing="restart")
+
+        async def is_scheduled() -> bool:
+            return await state_of(app, "patient") == "scheduled"
+
+        await eventually(is_scheduled)
+    assert done == ["patient first"]
 
 
 async def test_two_calls_with_one_id_have_one_result(url: str) -> None:

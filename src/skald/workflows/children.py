@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from skald.clock import Clock
-from skald.errors import Busy, Stopped, StoreUnavailable, WorkflowExists, WorkflowUnknown
+from skald.errors import Busy, Stopped, StoreUnavailable, TransactionConflict, WorkflowExists, WorkflowUnknown
 from skald.message import new_id
 from skald.messaging.outcome import describe
 from skald.store import Store
@@ -76,12 +76,16 @@ class Children:
         task = self._loop.create_task(self._start(parent, child, before), context=context.copy())
         parent.tasks[child.identity] = task
         parent.detaching += child.detached
-        task.add_done_callback(partial(self._started, parent, child), context=context)
+        task.add_done_callback(partial(self._started, parent, child, before), context=context)
 
-    def _started(self, parent: Instance, child: Child, task: asyncio.Task[End | None]) -> None:
+    def _started(
+        self, parent: Instance, child: Child, before: asyncio.Task[Any] | None, task: asyncio.Task[End | None]
+    ) -> None:
         if parent.tasks.get(child.identity) is task:
             del parent.tasks[child.identity]
         if task.cancelled():
+            if before is not None:
+                before.cancel()
             return  # by a process that stops: another one starts it, and its caller does not end before
         parent.detaching -= child.detached
         end = End(WorkflowState.FAILED, encode_failure(error)) if (error := task.exception()) else task.result()
@@ -95,15 +99,11 @@ class Children:
             raise WorkflowUnknown(f"{child.workflow.name!r} is no workflow of service {self._service!r}")
         if before is not None:
             # It may have looked too early; two at once would be in each other's way.
-            try:
-                await asyncio.wait([before])
-            except asyncio.CancelledError:
-                before.cancel()
-                raise
+            await asyncio.wait([before])
         while True:
             try:
                 return await self._start_once(parent, child)
-            except (StoreUnavailable, Stopped, Busy) as error:
+            except (StoreUnavailable, Stopped, Busy, TransactionConflict) as error:
                 # No fault of the child's: the store is away, or this process is about to end.
                 emit(Recovering(self._service, f"starting workflow {child.id}", describe(error), PAUSE))
                 await self._starter.steps.sleep(PAUSE)
@@ -126,11 +126,13 @@ class Children:
                     await journal.keep(store, child.id)
                 return None
             if known.end is None:
+                if known.state != WorkflowState.RUNNING:
+                    raise WorkflowExists(child.id)
                 await self._starter.steps.sleep(PAUSE)  # it is being cancelled with the run that has called it
                 continue
             assert known.ended_at is not None
-            mine = known.parent == parent.run and not is_of_before(known.end, known.ended_at, retried_at)
-            if mine or known.end.state == WorkflowState.COMPLETED:
+            over = known.parent == parent.run and not is_of_before(known.end, known.ended_at, retried_at)
+            if over or child.is_let_go or known.end.state == WorkflowState.COMPLETED:
                 return known.end
             await self._bring_back(parent, child, known)
 
@@ -138,7 +140,8 @@ class Children:
         """What there is of it; nothing, if it was started just now."""
         store, live = self._starter.store, self._starter.live(child.id)
         if live is not None and live.machine.end is None:
-            await asyncio.shield(live.started)
+            with suppress(WorkflowExists):
+                await asyncio.shield(live.started)
         else:
             # Of a parent that was replayed it has mostly been started.
             known = None if parent.first else await journal.by_id(store, child.id)
@@ -169,6 +172,8 @@ class Children:
                 await journal.reopen(tx, known)
             elif await journal.is_last(tx, starter.store, known):
                 start = self._row(parent, child, again=True)
+                if known.parent != parent.run:
+                    start = await delayed(start, child.delay, tx.now)
                 await tx.apply(Unit(fence=starter.owner, workflows=WorkflowWrites(starts=(start,))))
         starter.look()
 

@@ -106,6 +106,13 @@ class Child(msgspec.Struct, eq=False):
     delay: float = 0.0
     detached: bool = False
     """It goes on when its caller ends or gives it up; otherwise it is cancelled then."""
+    joined: bool = False
+    """Its end is awaited."""
+
+    @property
+    def is_let_go(self) -> bool:
+        """Whatever becomes of it is nothing to its caller."""
+        return self.detached and not self.joined
 
     @property
     def name(self) -> str:

@@ -1,4 +1,7 @@
-"""PURE. What stands in the ``digest`` of an entry that was forgotten by a retry (``EntryKind.FORGOTTEN``)."""
+"""PURE. What stands in the ``digest`` of an entry that a retry has left (``EntryKind.FORGOTTEN``).
+
+The entry is that of what had failed, or one of its own where nothing had but the code of the workflow.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,8 @@ import msgspec
 
 
 class Forgotten(msgspec.Struct, frozen=True):
-    """``last`` is the last position before the retry, and ``at`` its time (microseconds since 1970)."""
+    """``last`` is the last position that may have come from the failure, and ``at`` the time of the retry (microseconds
+    since 1970)."""
 
     last: int
     at: int
@@ -16,4 +20,4 @@ class Forgotten(msgspec.Struct, frozen=True):
 
 
 def forgotten(digest: bytes) -> Forgotten:
-    return Forgotten(int.from_bytes(digest[:4], "big"), int.from_bytes(digest[4:], "big"))
+    return Forgotten(int.from_bytes(digest[:4], "big"), int.from_bytes(digest[4:12], "big"))

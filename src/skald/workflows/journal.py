@@ -254,9 +254,14 @@ async def reopen(tx: Transaction, known: Known) -> bool:
     """``retry``, unless something has become of it since it was looked at."""
     if not await tx.execute(SQL["reopen"], run=known.run, ended_at=known.ended_at):
         return False
-    for row in await tx.fetch(SQL["last_failure"], run=known.run):
-        forgotten = Forgotten(row["last"], max(await tx.now(), known.ended_at or 0)).encode()
+    [row] = await tx.fetch(SQL["last_failure"], run=known.run)
+    now, last = max(await tx.now(), known.ended_at or 0), row["last"] or 0
+    if row["position"] is not None:
+        forgotten = Forgotten(last, now).encode()
         await tx.execute(SQL["forget_failure"], run=known.run, position=row["position"], forgotten=forgotten)
+    else:
+        forgotten = Forgotten(0, now).encode()
+        await tx.execute(SQL["note_retry"], run=known.run, position=last + 1, forgotten=forgotten, now=now)
     failpoints.hit("workflows.retrying")
     await tx.execute(SQL["forget_told"], id=known.id)  # by whoever did not know yet that it had failed
     return True

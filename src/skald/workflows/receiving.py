@@ -104,9 +104,9 @@ def _child_ended(teller: Teller, instance: Instance, letter: Mail) -> None:
     machine, found = instance.machine, _child_end(letter.payload)
     end = End(found.state, found.body)
     for child in [call for call in machine.calls.values() if isinstance(call, Child) and call.id == letter.name]:
-        if not machine.awaits(child):
+        if instance.stopped or not machine.awaits(child):
             continue  # since the one before it was told
-        if is_of_before(end, letter.time, machine.retried_at):
+        if is_of_before(end, letter.time, machine.retried_at) and not child.is_let_go:
             teller.begin_child(instance, child)
         else:
             kind = EntryKind.CHILD_DONE if end.state == WorkflowState.COMPLETED else EntryKind.CHILD_FAILED

@@ -271,6 +271,7 @@ class Machine:
 
     async def joined(self, child: Child) -> Any:
         """The result of a child."""
+        child.joined = True
         try:
             return await child.future
         finally:

@@ -135,12 +135,15 @@ UPDATE skald_workflows SET state = 'running', wake_at = 0, outcome = NULL, ended
 WHERE run = :run AND latest = 1 AND state = 'failed' AND ended_at = :ended_at
 
 -- name: last_failure
-SELECT position, (SELECT max(position) FROM skald_journal WHERE run = :run) AS last
-FROM skald_journal WHERE run = :run AND kind IN (1, 7, 12)
-ORDER BY position DESC LIMIT 1
+SELECT max(CASE WHEN kind IN (1, 7, 12) THEN position END) AS position, max(position) AS last
+FROM skald_journal WHERE run = :run
 
 -- name: forget_failure
 UPDATE skald_journal SET kind = 14, digest = :forgotten WHERE run = :run AND position = :position
+
+-- name: note_retry
+INSERT INTO skald_journal (run, position, kind, name, digest, occurrence, time, payload)
+VALUES (:run, :position, 14, '', :forgotten, 0, :now, NULL)
 
 -- name: forget_told
 DELETE FROM skald_letters WHERE to_id = :id AND taken = 0 AND kind BETWEEN 1 AND 4
