@@ -208,7 +208,7 @@ async def test_who_has_not_read_what_was_lost_just_goes_on(copies: Copies) -> No
         await stage.comes_to("other", *KEPT, *range(100, 107))
         await stage.all_stopped("sink")
         await stage.settled("other")
-        assert stopped(seen.items).keys() == {("sink", lane) for lane in range(4)}
+        await seen.until(lambda items: stopped(items).keys() == {("sink", lane) for lane in range(4)})
         assert await stage.noted("sink") == [*KEPT, *LOST]
 
 

@@ -111,7 +111,8 @@ async def test_its_readers_stop_by_name_and_go_on_after_a_reset(copies: Copies) 
     async with occurrences() as seen, stage.app.run():
         await stage.middle_is_done()
         await stage.sink_has_stopped()
-        assert {o.lane for o in seen.items if isinstance(o, LaneStopped) and o.service == "sink"} == {0, 1}
+        await seen.until(lambda items: {o.lane for o in items if isinstance(o, LaneStopped)} == {0, 1})
+        assert {o.service for o in seen.items if isinstance(o, LaneStopped)} == {"sink"}
         check_effects(await effects(stage.sink, "made"), dict.fromkeys(KEYS, 5))
         await operations.reset_subscription(stage.app, "sink", "middle", "now")
         await stage.publish(2)
