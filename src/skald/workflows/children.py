@@ -22,7 +22,7 @@ from skald.store import Store
 from skald.telemetry import Recovering, emit
 from skald.unit import Unit, WorkflowStart, WorkflowState, WorkflowWrites
 from skald.workflows import journal
-from skald.workflows.client import AnyWorkflow
+from skald.workflows.client import AnyWorkflow, Local
 from skald.workflows.definition import Child
 from skald.workflows.failure import End, encode_failure, is_of_before
 from skald.workflows.instance import Instance
@@ -33,30 +33,14 @@ from skald.workflows.turner import PAUSE, Turner
 _IN_VAIN = (WorkflowState.FAILED, WorkflowState.CANCELLED, WorkflowState.TERMINATED)
 
 
-class Starter(Protocol):
+class Starter(Local, Protocol):
     """What runs the workflows of a service."""
 
     store: Store
-    owner: str
     steps: StepRunner
     turner: Turner
 
-    def live(self, id: str) -> Instance | None: ...
-
     def look(self) -> None: ...
-
-    def begin(
-        self,
-        workflow: AnyWorkflow,
-        id: str,
-        run: str,
-        body: bytes,
-        key: str | None,
-        parent: str | None = None,
-        *,
-        copy: Any = None,
-        correlation: str | None = None,
-    ) -> Instance: ...
 
 
 class Children:

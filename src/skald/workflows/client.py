@@ -46,6 +46,7 @@ class Local(Protocol):
         run: str,
         body: bytes,
         key: str | None,
+        parent: str | None = None,
         *,
         copy: Any = None,
         correlation: str | None = None,

@@ -236,11 +236,10 @@ async def resume(store: Store, id: str) -> None:
 
 
 async def retry(store: Store, id: str) -> None:
-    """Reopens a failed workflow: the step, child or call that failed last is forgotten, and is run again (for children
-    see there). What came after it stays where it is, and a replay passes over that part of it which nobody waits for
-    without the failure.
-    Where nothing failed, its code has, and the same history is replayed on what may be other code. A saga is undone by
-    then, and cannot go on."""
+    """Reopens a failed workflow: the step, child or call that failed last is forgotten, and is run again; what becomes
+    of children ``children`` says. What came after it stays where it is, and a replay passes over that part of it which
+    nobody waits for without the failure. Where nothing failed, its code has, and the same history is replayed on what
+    may be other code. A saga is undone by then, and cannot go on."""
     known = await by_id(store, id)
     if known is not None and known.style is not None and known.state == WorkflowState.FAILED:
         raise WorkflowBusy(f"saga {id!r} was compensated, and has nothing left to go on with: start it again")
