@@ -9,6 +9,7 @@ from uuid import uuid4
 
 import psycopg
 import pytest
+from psycopg import sql
 
 from tests.postgres_server import PostgresServer
 
@@ -33,13 +34,58 @@ def _postgres_admin(postgres_server: str) -> Iterator[psycopg.Connection]:
         yield connection
 
 
+@pytest.fixture(scope="session")
+def _spare_databases(_postgres_admin: psycopg.Connection) -> Iterator[list[str]]:
+    spare: list[str] = []
+    yield spare
+    for name in spare:
+        _postgres_admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
 @pytest.fixture
-def postgres_url(postgres_server: str, _postgres_admin: psycopg.Connection) -> Iterator[str]:
-    """The URL of a fresh, empty database that is dropped after the test, whoever is still connected."""
-    name = f"skald_{uuid4().hex[:12]}"
-    _postgres_admin.execute(f"CREATE DATABASE {name}")
-    yield urlsplit(postgres_server)._replace(path=f"/{name}").geturl()
-    _postgres_admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+def postgres_url(
+    postgres_server: str, _postgres_admin: psycopg.Connection, _spare_databases: list[str]
+) -> Iterator[str]:
+    """The URL of an empty database that nobody else uses, whoever is still connected after the test."""
+    name = _spare_databases.pop() if _spare_databases else f"skald_{uuid4().hex[:12]}"
+    if not _postgres_admin.execute("SELECT FROM pg_database WHERE datname = %s", [name]).rowcount:
+        _postgres_admin.execute(f"CREATE DATABASE {name}")
+    url = urlsplit(postgres_server)._replace(path=f"/{name}").geturl()
+    yield url
+    if _is_emptied(url):
+        _spare_databases.append(name)
+    else:
+        _postgres_admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def _is_emptied(url: str) -> bool:
+    """Empties the database; not, if it has more than what is in schemas. To drop it is a checkpoint, which takes longer
+    than many a test."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(
+            "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+        [more] = connection.execute(
+            """
+            SELECT (SELECT count(*) FROM pg_db_role_setting s JOIN pg_database d ON d.oid = s.setdatabase
+                    WHERE d.datname = current_database())
+                 + (SELECT count(*) FROM pg_prepared_xacts WHERE database = current_database())
+                 + (SELECT count(*) FROM pg_class WHERE relnamespace = 'public'::regnamespace)
+                 + (SELECT count(*) FROM pg_proc WHERE pronamespace = 'public'::regnamespace)
+                 + (SELECT count(*) FROM pg_publication) + (SELECT count(*) FROM pg_event_trigger)
+                 + (SELECT count(*) FROM pg_extension WHERE extname <> 'plpgsql')
+            """
+        ).fetchone() or [1]
+        if more:
+            return False
+        schemas = connection.execute(
+            "SELECT nspname FROM pg_namespace"
+            " WHERE nspname !~ '^pg_' AND nspname NOT IN ('information_schema', 'public')"
+        )
+        for (schema,) in schemas.fetchall():
+            connection.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(schema)))
+    return True
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -309,7 +309,7 @@ class Unit(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     def keys(self) -> Sequence[str]:
         """The keys that this unit is guarded by; a group holds one unit per key."""
-        if not (self.appends or self.tags or self.resolves or self.cursor or self.marks or self.workflows):
+        if not self.guarded:
             return ()
         keys = [f"stream:{append.stream}" for append in self.appends]
         keys += [f"tag:{tag.tag}" for tag in self.tags]
@@ -340,11 +340,13 @@ def calls_somebody(unit: Unit) -> bool:
     if writes is None:
         return False
     # What a step has written its own process knows, and the place of an answer is no answer.
-    if any(letter.kind not in _UNHEARD for letter in writes.letters):
+    if writes.letters and any(letter.kind not in _UNHEARD for letter in writes.letters):
         return True
-    if any(not reply.heard for reply in writes.replies):
+    if writes.replies and any(not reply.heard for reply in writes.replies):
         return True
-    return any(start.owner is None for start in writes.starts) or any(end.frees for end in writes.ends)
+    if writes.starts and any(start.owner is None for start in writes.starts):
+        return True
+    return bool(writes.ends) and any(end.frees for end in writes.ends)
 
 
 def mark_key(mark: Mark) -> str:

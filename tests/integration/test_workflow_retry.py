@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from skald import NEVER, App, RuntimeSettings, Service, step, workflow, workflows
-from skald.errors import StepFailed, WorkflowFailed
+from skald.errors import StepFailed, WorkflowFailed, WorkflowKeyTaken
 from skald.operations import workflows as operations
 from skald.workflows import journal
 from skald.workflows.executor import ExecutorSettings
@@ -159,3 +159,21 @@ async def test_positions_have_no_holes_and_a_process_that_takes_over_agrees(url:
         history = await journal.history(store, known.run)
         assert [entry.position for entry in history] == list(range(1, len(history) + 1))
         assert sorted(done) == ["a", "a", "clean up a", "first", "second"]
+
+
+async def test_a_key_that_somebody_else_has_by_now_refuses_the_retry(url: str) -> None:
+    broken.add("a")
+    async with playing(url, 1000.0) as app:
+        handle = await branches.start(["a"], id="x", key="k")
+        await handle.signal(go, "now")
+        with pytest.raises(WorkflowFailed):
+            await handle.result()
+        other = await branches.start([], id="y", key="k")
+        broken.clear()
+        with pytest.raises(WorkflowKeyTaken, match="'k' belongs to workflow 'y'"):
+            await branches.handle("x").retry()
+        assert (await operations.show_workflow(app, "x")).workflow.state == "failed"
+        await other.signal(go, "now")
+        await other.result()
+        await branches.handle("x").retry()
+        assert await branches.handle("x").result() == ["first now", "a"]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from skald.errors import Conflict, MarkMoved, Rejection, WorkflowExists, WorkflowKeyTaken
 from skald.message import Record, new_id
 from skald.stores.postgres import units_to_json, wire
-from skald.stores.postgres.columns import ARGUMENTS
+from skald.stores.postgres.columns import ARGUMENTS, MARKS, WORKFLOWS
 from skald.stores.postgres.group import Group
 from skald.unit import (
     AddressKind,
@@ -64,20 +66,29 @@ def test_only_keys_that_may_be_new_are_suspects() -> None:
     assert Group(units).suspects() == ["stream:any", "stream:new", "tag:t"]
 
 
+def sent(*units: Unit) -> tuple[bool, dict[str, Any]]:
+    """Whether the columns are packed, and what is sent of each."""
+    arguments = Group(units).arguments()
+    packed, values = wire.values(arguments)
+    return packed, dict(zip(arguments, values, strict=True))
+
+
 @pytest.mark.parametrize("text", ["", "a\x1fb", "\x1e", "plain", "N", "ä\x00"])
 def test_text_with_separators_is_not_packed(text: str) -> None:
-    packed, values = wire.values(Group([Unit(events=(record(text),))]).arguments())
+    packed, found = sent(Unit(events=(record(text),)))
     assert packed == (text in ("plain", "N", "ä\x00"))
-    assert values[list(ARGUMENTS).index("r_key")] == (text if packed else (text,))
+    assert found["r_key"] == (text if packed else (text,))
 
 
 def test_nulls_are_kept_apart_from_text() -> None:
     events = (record(causation_id=None), record(causation_id="NULL"), record(causation_id=""))
-    packed, values = wire.values(Group([Unit(events=events)]).arguments())
+    packed, found = sent(Unit(events=events))
     assert packed
-    assert values[list(ARGUMENTS).index("r_causation")] == "\x1e\x1fNULL\x1f"
-    _, values = wire.values(Group([Unit(appends=(Append("s", (record(),)),)), Unit(events=(record(),))]).arguments())
-    assert values[list(ARGUMENTS).index("r_head")] == "{1,NULL}"
+    assert found["r_causation"] == "\x1e\x1fNULL\x1f"
+    _, found = sent(Unit(appends=(Append("s", (record(),)),)), Unit(events=(record(),)))
+    assert found["r_head"] == "{1,NULL}"
+    packed, _ = sent(Unit(events=(record(causation_id=None), record(causation_id="\x1e"))))
+    assert not packed
 
 
 def test_the_parts_of_workflows_are_sections_of_their_own() -> None:
@@ -85,18 +96,13 @@ def test_the_parts_of_workflows_are_sections_of_their_own() -> None:
     top = WorkflowStart("s", "b", "w", "p", None, None, None, b"2", 3)
     letters = [Letter(f"l{by}", LetterKind.CHILD, by, f"to {by}", "n", b"", 1) for by in AddressKind]
     rest = WorkflowRest("r", WorkflowState.PAUSED, None)
-    group = Group(
-        [
-            Unit(events=(record(),)),
-            Unit(workflows=WorkflowWrites(starts=(child, top), rests=(rest,), letters=tuple(letters))),
-            Unit(workflows=WorkflowWrites(taken=("l0",), replies=(Reply("l0", b"x"),))),
-        ]
+    packed, found = sent(
+        Unit(events=(record(),)),
+        Unit(workflows=WorkflowWrites(starts=(child, top), rests=(rest,), letters=tuple(letters))),
+        Unit(workflows=WorkflowWrites(taken=("l0",), replies=(Reply("l0", b"x"),))),
     )
-    arguments = group.arguments()
-    assert {name[0] for name in arguments} == set("rwsltp")
-    packed, values = wire.values(arguments, everything=True)
-    found = dict(zip(wire.EVERYTHING, values, strict=True))
     assert packed
+    assert {name[0] for name in found} == set("rwsltp")
     assert found["w_unit"] == "{1,1}"
     assert found["w_wake_at"] == "{5,NULL}"
     assert found["w_parent"] == "parent\x1f\x1e"
@@ -108,26 +114,35 @@ def test_the_parts_of_workflows_are_sections_of_their_own() -> None:
         "\x1e\x1f\x1e\x1fto 2",
     ]
     assert found["t_unit"] == found["p_unit"] == "{2}"
-    assert found["j_unit"] is found["e_unit"] is None
 
 
-def test_a_group_without_workflows_does_not_name_them() -> None:
-    packed, values = wire.values(Group([Unit(events=(record(),))]).arguments())
-    assert packed
-    assert len(values) == len(ARGUMENTS)
-    assert wire.call(True, "{arguments}").count("$") == 3 + len(ARGUMENTS)
-    assert f"${3 + len(wire.EVERYTHING)}::bytea[]" in wire.call(False, "{workflows}")
+SQL = {"commit": "f({arguments}, {marks}, {workflows})", "marks": "ROW({columns})::m", "workflows": "ROW({columns})::w"}
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_every_column_is_an_argument_and_only_those_in_use_are_parameters(packed: bool) -> None:
+    names = list(wire.EVERYTHING)
+    everything = wire.call(SQL, packed, tuple(names))
+    assert "NULL" not in everything
+    assert [f"${number}::" in everything for number in range(1, 4 + len(names))] == [True] * (3 + len(names)), (
+        "in order"
+    )
+    for some in (names[2:5], names[::7], names[-1:], list(MARKS), []):
+        text = wire.call(SQL, packed, tuple(reversed(some)))
+        assert text.count("$") == 3 + len(some)
+        marks, workflows = (not set(some).isdisjoint(columns) for columns in (MARKS, WORKFLOWS))
+        assert text.count("ROW(") == marks + workflows
+        used = len(ARGUMENTS) + (len(MARKS) if marks else 1) + (len(WORKFLOWS) if workflows else 1)
+        assert text.count("NULL") == used - len(some)
 
 
 def test_marks_are_a_section_of_their_own() -> None:
     one, two = (Mark(MarkKind.EFFECT, "h", key, 0, "done", 5, b"{}", None, "c") for key in "ab")
-    group = Group([Unit(), Unit(marks=(one, two))])
-    packed, values = wire.values(group.arguments(), everything=True)
-    found = dict(zip(wire.EVERYTHING, values, strict=True))
+    packed, found = sent(Unit(), Unit(marks=(one, two)))
     assert packed
     assert (found["m_unit"], found["m_key"], found["m_payload"]) == ("{1,1}", "a\x1fb", (b"{}", b"{}"))
     bad = {**NOTHING, "bad_unit": [1], "bad_code": [8], "bad_key": ["mark:effect:h:b"], "bad_actual": [3]}
-    [_, moved] = group.outcomes(bad)
+    [_, moved] = Group([Unit(), Unit(marks=(one, two))]).outcomes(bad)
     assert isinstance(moved, MarkMoved)
     assert (moved.kind, moved.name, moved.key) == ("effect", "h", "b")
 

@@ -65,12 +65,12 @@ class Committer:
         self._ensure_free = store.ensure_free
         self._pending: deque[_Pending] = deque()
         self._patient: set[asyncio.Task[None]] = set()
-        self._wake = asyncio.Event()
         self._woken = False
         self._tasks: list[asyncio.Task[None]] = []
+        self._asleep: list[asyncio.Future[None]] = []
+        """The tasks that wait for something to do."""
         self._busy = 0
         """Units that are tried again beside the groups."""
-        self._idle = 0
         self._in_flight: set[str] = set()
         self._flying = 0
         """Groups."""
@@ -88,7 +88,8 @@ class Committer:
     async def stop(self) -> None:
         """Commits what is pending, then stops. Legal before ``start`` and twice."""
         self._stopping = True
-        self._wake.set()
+        while self._asleep:
+            self._rouse()
         tasks, self._tasks = self._tasks, []
         for task in tasks:
             await task
@@ -139,14 +140,21 @@ class Committer:
         """Somebody has to look what is pending."""
         self._woken = True
         if not self._at_once or self._flying or self._loop is None:
-            self._wake.set()
+            self._rouse()
         else:
             self._loop.call_soon(self._flush, context=self._context)
+
+    def _rouse(self) -> None:
+        """One task looks what is pending; where all of them are at work, each does when it is done."""
+        if self._asleep:
+            sleeper = self._asleep.pop()
+            if not sleeper.done():
+                sleeper.set_result(None)
 
     def _flush(self) -> None:
         """Commits a small group without a task. Where that cannot be, a task does it."""
         if self._flying:
-            self._wake.set()
+            self._rouse()
             return
         group, _ = self._take(1)
         outcomes: Sequence[Committed | Rejection] | None = ()
@@ -161,7 +169,7 @@ class Committer:
                     _settle(waiter, error)
         if outcomes is None:
             self._pending.extendleft(reversed(group))
-            self._wake.set()
+            self._rouse()
             return
         self._woken = bool(self._pending)
         if self._woken:
@@ -186,8 +194,10 @@ class Committer:
 
     async def _commit_all(self) -> None:
         while True:
-            group, keys = self._take(self._idle + 1)
+            group, keys = self._take(len(self._asleep) + 1)
             if group:
+                if self._pending:
+                    self._rouse()
                 self._in_flight |= keys
                 self._flying += 1
                 try:
@@ -195,25 +205,23 @@ class Committer:
                 finally:
                     self._flying -= 1
                 self._in_flight -= keys
-                if self._idle and self._pending:
-                    # What was held back for these keys waits at the other writer.
-                    self._wake.set()
             elif self._stopping and not self._pending:
+                self._rouse()  # who ends as well, and so on
                 return
             else:
-                self._idle += 1
-                self._wake.clear()
                 self._woken = False
-                await self._wake.wait()
-                self._idle -= 1
+                self._asleep.append(asyncio.get_running_loop().create_future())
+                await self._asleep[-1]
 
     def _take(self, writers: int) -> tuple[list[_Item], set[str]]:
         """The next group and its keys: as much as there is, shared by so many writers."""
         group: list[_Item] = []
         taken: set[str] = set()
-        blocked: set[str] = set(self._in_flight)
-        held_back: list[_Pending] = []
         pending = self._pending
+        if not pending:
+            return group, taken
+        blocked = set(self._in_flight)
+        held_back: list[_Pending] = []
         most = min(self._max_group, max(MIN_GROUP, -(-len(pending) // writers)))
         while pending and len(group) < most:
             item: Any = pending.popleft()
@@ -233,7 +241,8 @@ class Committer:
                 taken.update(keys)
                 blocked.update(keys)
             group.append(item)
-        pending.extendleft(reversed(held_back))
+        if held_back:
+            pending.extendleft(reversed(held_back))
         return group, taken
 
     async def _commit(self, group: list[_Item]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from skald import failpoints
-from skald.errors import WorkflowBusy, WorkflowUnknown
+from skald.errors import WorkflowBusy, WorkflowKeyTaken, WorkflowUnknown
 from skald.sql import blocks
 from skald.store import Row, Store, Transaction
 from skald.unit import EntryKind, JournalEntry, LetterKind, Unit, WorkflowState
@@ -250,7 +250,9 @@ async def retry(store: Store, id: str) -> None:
 
 
 async def reopen(tx: Transaction, known: Known) -> bool:
-    """``retry``, unless something has become of it since it was looked at."""
+    """``retry``, unless something has become of it since it was looked at; raises ``WorkflowKeyTaken``."""
+    for row in await tx.fetch(SQL["key_holder"], run=known.run):
+        raise WorkflowKeyTaken(row["key"], row["id"])
     if not await tx.execute(SQL["reopen"], run=known.run, ended_at=known.ended_at):
         return False
     [row] = await tx.fetch(SQL["last_failure"], run=known.run)

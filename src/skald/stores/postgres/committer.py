@@ -13,11 +13,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Mapping, Sequence
+from functools import lru_cache, partial
 from typing import Any
 from uuid import uuid4
 
 import asyncpg
+from asyncpg.pgproto.pgproto import UUID
 
 from skald.errors import Busy, Rejection, StoreUnavailable
 from skald.stores.postgres import wire
@@ -35,6 +38,8 @@ HOT_SECONDS = 1.0
 FORGET_EVERY = 256
 MAX_HOT = 20
 """Each key that is held costs a millisecond of everybody's time."""
+STATEMENTS = 400
+"""One for each choice of columns; a service uses a few dozen, and the connection keeps as many prepared."""
 IN_USE = ("skald_workflows_id", "skald_workflows_key")
 """The indexes that let one of two workflows with the same id or key start."""
 Outcome = Committed | Rejection
@@ -46,56 +51,68 @@ class Committer:
     def __init__(self, url: str, schema: str, service: str, lease: float) -> None:
         self._url, self._schema, self._service, self._lease = url, schema, service, lease
         self._sql = statements("commit", schema)
-        self._commit = {
-            (packed, everything): wire.call(packed, self._sql["commit_everything" if everything else "commit"])
-            for packed in (True, False)
-            for everything in (True, False)
-        }
-        self._id = uuid4()
+        self._call = lru_cache(STATEMENTS)(partial(wire.call, self._sql))
+        self._id = UUID(uuid4().bytes)
         self._number = 0
         self._hot: dict[str, float] = {}
         self._connection: Connection | None = None
-        self._lock = asyncio.Lock()
-        self._running: set[asyncio.Task[list[Outcome]]] = set()
+        self._waiting: deque[tuple[Sequence[Unit], asyncio.Future[list[Outcome]]]] = deque()
+        self._asleep: asyncio.Future[None] | None = None
+        self._writer: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
         self._connection = await self._connect(within=0)
         with boundary():
             check_settings(await self._connection.fetchrow(self._sql["settings"]), self._url)
             await require_current(self._connection, self._schema)
+        self._writer = asyncio.create_task(self._write(), name="skald postgres committer")
 
     async def close(self) -> None:
         connection, self._connection = self._connection, None
-        running = list(self._running)
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.cancel()
+            await asyncio.wait([writer])
         await close(connection)
 
     def __len__(self) -> int:
         """Groups that are under way or wait for their turn."""
-        return len(self._running)
+        return len(self._waiting)
 
     async def commit(self, units: Sequence[Unit]) -> list[Outcome]:
-        # A task of its own: a caller who is cancelled leaves the statement, and with it the connection, undisturbed.
-        task = asyncio.get_running_loop().create_task(self._commit_in_turn(units), name="skald postgres commit")
-        self._running.add(task)
-        task.add_done_callback(self._ended)
+        # By a task of our own: a caller who is cancelled leaves the statement, and with it the connection, undisturbed.
+        if self._writer is None:
+            raise StoreUnavailable("the store is not open")
+        future: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
+        self._waiting.append((units, future))
+        if self._asleep is not None and not self._asleep.done():
+            self._asleep.set_result(None)
+        return await future
+
+    async def _write(self) -> None:
+        loop = asyncio.get_running_loop()
         try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            if task.cancelled():
-                raise StoreUnavailable("the store was closed while it committed: the outcome is unknown") from None
-            raise
-
-    async def _commit_in_turn(self, units: Sequence[Unit]) -> list[Outcome]:
-        async with self._lock:
-            return await self._commit_units(units)
-
-    def _ended(self, task: asyncio.Task[list[Outcome]]) -> None:
-        self._running.discard(task)
-        if not task.cancelled():
-            task.exception()  # asked for, so that asyncio does not complain if the caller is gone
+            while True:
+                while self._waiting:
+                    units, future = self._waiting[0]
+                    try:
+                        outcomes = await self._commit_units(units)
+                    except Exception as error:
+                        if not future.done():
+                            future.set_exception(error)
+                    else:
+                        if not future.done():
+                            future.set_result(outcomes)
+                    self._waiting.popleft()
+                self._asleep = loop.create_future()
+                await self._asleep
+        finally:
+            for _, future in self._waiting:
+                if not future.done():
+                    future.set_exception(
+                        StoreUnavailable("the store was closed while it committed: the outcome is unknown")
+                    )
+            self._waiting.clear()
 
     async def _commit_units(self, units: Sequence[Unit]) -> list[Outcome]:
         if not units:
@@ -129,9 +146,9 @@ class Committer:
 
     async def _run(self, group: Group, hot: Sequence[str]) -> list[Outcome]:
         """Runs the group until it has an answer; only refused values and locks that stay held are raised."""
-        everything = group.workflows is not None or bool(group.marks)
-        packed, columns = wire.values(group.arguments(), everything)
-        sql = self._commit[packed, everything]
+        arguments = group.arguments()
+        packed, columns = wire.values(arguments)
+        sql = self._call(packed, tuple(arguments))
         self._number += 1
         suspects = hot
         careful = raced = False

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 import asyncpg
 
@@ -61,13 +60,20 @@ def _text(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-@contextmanager
-def boundary() -> Iterator[None]:
+class _Boundary:
+    """No generator, because every commit passes it."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, Exception) and (ours := translated(error)) is not None:
+            raise ours from error
+
+
+_BOUNDARY = _Boundary()
+
+
+def boundary() -> AbstractContextManager[None, None]:
     """Translates what leaves the block."""
-    try:
-        yield
-    except Exception as error:
-        ours = translated(error)
-        if ours is None:
-            raise
-        raise ours from error
+    return _BOUNDARY

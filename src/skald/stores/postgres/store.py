@@ -81,7 +81,7 @@ class PostgresStore:
     async def _commit(self, units: Sequence[Unit]) -> list[Committed | Rejection]:
         with boundary():
             outcomes = await min(self._committers, key=len).commit(units)
-        if any(isinstance(outcome, Committed) and outcome.positions for outcome in outcomes):
+        if any([isinstance(outcome, Committed) and outcome.positions for outcome in outcomes]):
             self.ring()
         if any([unit.workflows is not None and calls_somebody(unit) for unit in units]):
             self.workflows.ring()

@@ -8,8 +8,7 @@ group that uses one of the control characters itself, or whose joined text is em
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import islice
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from skald.stores.postgres.columns import ARGUMENTS, BYTES, MARKS, OR_NULL, TEXTS, UUIDS, WORKFLOWS
@@ -22,15 +21,21 @@ class _Unpackable(Exception):
     """The group's own text holds what would separate it."""
 
 
-def call(packed: bool, sql: str) -> str:
-    """The statement with its ``{arguments}``, from ``$1`` on, and the fields of the records ``{marks}`` and
-    ``{workflows}``."""
-    first = ["$1::uuid", "$2::bigint", "$3::text[]"]
-    places = iter([_place(number, kind, packed) for number, kind in enumerate(EVERYTHING.values(), start=4)])
-    for name, columns in (("arguments", ARGUMENTS), ("marks", MARKS), ("workflows", WORKFLOWS)):
-        sql = sql.replace(f"{{{name}}}", ", ".join(first + list(islice(places, len(columns)))))
-        first = []
-    return sql
+def call(sql: Mapping[str, str], packed: bool, names: tuple[str, ...]) -> str:
+    """The statement ``commit`` of ``sql`` for the columns ``names``, which are ``$4`` and the following in this order.
+
+    The columns that nobody uses are no parameters, but say ``NULL`` in the text: each parameter costs a microsecond.
+    """
+    places = {name: _place(number, EVERYTHING[name], packed) for number, name in enumerate(names, start=4)}
+
+    def row(columns: Mapping[str, str]) -> str:
+        return ", ".join([places.get(name, "NULL") for name in columns])
+
+    text = sql["commit"].replace("{arguments}", "$1::uuid, $2::bigint, $3::text[], " + row(ARGUMENTS))
+    for name, columns in (("marks", MARKS), ("workflows", WORKFLOWS)):
+        used = not places.keys().isdisjoint(columns)
+        text = text.replace(f"{{{name}}}", sql[name].replace("{columns}", row(columns)) if used else "NULL")
+    return text
 
 
 def _place(number: int, kind: str, packed: bool) -> str:
@@ -42,28 +47,44 @@ def _place(number: int, kind: str, packed: bool) -> str:
     return f"${number}::text::{type_}[]"
 
 
-def values(arguments: Mapping[str, Sequence[Any]], everything: bool = False) -> tuple[bool, list[Any]]:
-    """The values for ``call``, and whether they are packed; ``everything`` with those of the records."""
-    columns = EVERYTHING if everything else ARGUMENTS
+def values(arguments: Mapping[str, Sequence[Any]]) -> tuple[bool, list[Any]]:
+    """The values of the columns, in their order, and whether they are packed."""
     try:
-        return True, [_packed(kind, arguments[name]) if name in arguments else None for name, kind in columns.items()]
+        return True, [_PACK[name](column) for name, column in arguments.items()]
     except _Unpackable:
-        return False, [arguments.get(name) for name in columns]
+        return False, list(arguments.values())
 
 
-def _packed(kind: str, column: Sequence[Any]) -> Any:
-    if kind == BYTES:
-        return column
-    or_null = kind.endswith(OR_NULL)
-    if not or_null and kind not in (TEXTS, UUIDS):
-        text = ",".join(map(str, column))
-        # Only a missing number and a boolean have letters, and no boolean has an N.
-        return f"{{{text.replace('None', 'NULL') if 'N' in text else text}}}"
-    nulls = 0
-    if or_null and None in column:
-        nulls = column.count(None)
-        column = [NULL if value is None else value for value in column]
+def _numbers(column: Sequence[Any]) -> str:
+    text = ",".join(map(str, column))
+    # Only a missing number and a boolean have letters, and no boolean has an N.
+    return f"{{{text.replace('None', 'NULL') if 'N' in text else text}}}"
+
+
+def _texts(column: Sequence[str]) -> str:
     text = BETWEEN.join(column)
-    if not text or text.count(BETWEEN) != len(column) - 1 or text.count(NULL) != nulls:
+    if not text or NULL in text or text.count(BETWEEN) != len(column) - 1:
         raise _Unpackable
     return text
+
+
+def _texts_or_null(column: Sequence[str | None]) -> str:
+    text = BETWEEN.join([NULL if value is None else value for value in column])
+    if not text or text.count(BETWEEN) != len(column) - 1 or text.count(NULL) != column.count(None):
+        raise _Unpackable
+    return text
+
+
+def _bytes(column: Sequence[bytes | None]) -> Sequence[bytes | None]:
+    return column
+
+
+def _packer(kind: str) -> Callable[[Sequence[Any]], Any]:
+    if kind == BYTES:
+        return _bytes
+    if kind.endswith(OR_NULL):
+        return _texts_or_null
+    return _texts if kind in (TEXTS, UUIDS) else _numbers
+
+
+_PACK = {name: _packer(kind) for name, kind in EVERYTHING.items()}

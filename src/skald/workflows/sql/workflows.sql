@@ -130,6 +130,10 @@ UPDATE skald_workflows SET state = 'running', wake_at = 0, outcome = NULL WHERE 
 -- name: drop_pauses
 DELETE FROM skald_letters WHERE kind = 4 AND to_id = :id
 
+-- name: key_holder
+SELECT o.key, o.id FROM skald_workflows w JOIN skald_workflows o ON o.key = w.key
+WHERE w.run = :run AND w.ended_at IS NOT NULL AND o.ended_at IS NULL
+
 -- name: reopen
 UPDATE skald_workflows SET state = 'running', wake_at = 0, outcome = NULL, ended_at = NULL
 WHERE run = :run AND latest = 1 AND state = 'failed' AND ended_at = :ended_at

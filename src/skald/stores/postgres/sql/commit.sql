@@ -1,9 +1,11 @@
 -- name: commit
-SELECT * FROM {schema}.skald_commit_1({arguments}, NULL, NULL)
+SELECT * FROM {schema}.skald_commit_1({arguments}, {marks}, {workflows})
 
--- name: commit_everything
-SELECT * FROM {schema}.skald_commit_1(
-    {arguments}, ROW({marks})::{schema}.skald_mark_writes_1, ROW({workflows})::{schema}.skald_workflow_writes_1)
+-- name: marks
+ROW({columns})::{schema}.skald_mark_writes_1
+
+-- name: workflows
+ROW({columns})::{schema}.skald_workflow_writes_1
 
 -- name: apply
 SELECT {schema}.skald_apply_1($1::text::jsonb)::text
