@@ -177,6 +177,22 @@ async def test_cancelled_commits_are_there_whole_or_not_at_all(store: PostgresSt
     assert (len(found) - len(sent)) % 2 == 0
 
 
+async def test_closing_ends_what_is_being_committed(store: PostgresStore) -> None:
+    begun = asyncio.Event()
+
+    class Slow(Cut):
+        async def fetchrow(self, sql: str, *values: Any) -> Any:
+            begun.set()
+            return await self._connection.fetchrow("SELECT pg_sleep(60)")
+
+    store._committers[0]._connection = Slow(store._committers[0]._connection, False)
+    committing = asyncio.create_task(store.commit([Unit(events=(record(),))]))
+    await begun.wait()
+    await asyncio.wait_for(store.close(), 10)
+    with pytest.raises(StoreUnavailable, match="the outcome is unknown"):
+        await committing
+
+
 async def test_whatever_is_cancelled_leaves_the_store_usable(store: PostgresStore) -> None:
     await store.commit([append("s")])
 

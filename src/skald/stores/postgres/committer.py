@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
 from typing import Any
@@ -56,63 +55,39 @@ class Committer:
         self._number = 0
         self._hot: dict[str, float] = {}
         self._connection: Connection | None = None
-        self._waiting: deque[tuple[Sequence[Unit], asyncio.Future[list[Outcome]]]] = deque()
-        self._asleep: asyncio.Future[None] | None = None
-        self._writer: asyncio.Task[None] | None = None
+        self._lock = asyncio.Lock()
+        self._groups = 0
 
     async def open(self) -> None:
         self._connection = await self._connect(within=0)
         with boundary():
             check_settings(await self._connection.fetchrow(self._sql["settings"]), self._url)
             await require_current(self._connection, self._schema)
-        self._writer = asyncio.create_task(self._write(), name="skald postgres committer")
 
     async def close(self) -> None:
         connection, self._connection = self._connection, None
-        writer, self._writer = self._writer, None
-        if writer is not None:
-            writer.cancel()
-            await asyncio.wait([writer])
+        if connection is not None and self._groups:
+            connection.terminate()
         await close(connection)
 
     def __len__(self) -> int:
         """Groups that are under way or wait for their turn."""
-        return len(self._waiting)
+        return self._groups
 
     async def commit(self, units: Sequence[Unit]) -> list[Outcome]:
-        # By a task of our own: a caller who is cancelled leaves the statement, and with it the connection, undisturbed.
-        if self._writer is None:
-            raise StoreUnavailable("the store is not open")
-        future: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
-        self._waiting.append((units, future))
-        if self._asleep is not None and not self._asleep.done():
-            self._asleep.set_result(None)
-        return await future
-
-    async def _write(self) -> None:
-        loop = asyncio.get_running_loop()
+        # In the caller's task: another one would cost as much as the rest of it.
+        self._groups += 1
         try:
-            while True:
-                while self._waiting:
-                    units, future = self._waiting[0]
-                    try:
-                        outcomes = await self._commit_units(units)
-                    except Exception as error:
-                        if not future.done():
-                            future.set_exception(error)
-                    else:
-                        if not future.done():
-                            future.set_result(outcomes)
-                    self._waiting.popleft()
-                self._asleep = loop.create_future()
-                await self._asleep
+            async with self._lock:
+                try:
+                    return await self._commit_units(units)
+                except asyncio.CancelledError:
+                    # The server may be at it yet, or be told to stop when it is at the next group already.
+                    if self._connection is not None:
+                        self._connection.terminate()
+                    raise
         finally:
-            for _, future in self._waiting:
-                if not future.done():
-                    future.set_exception(
-                        StoreUnavailable("the store was closed while it committed: the outcome is unknown")
-                    )
-            self._waiting.clear()
+            self._groups -= 1
 
     async def _commit_units(self, units: Sequence[Unit]) -> list[Outcome]:
         if not units:
@@ -200,6 +175,8 @@ class Committer:
             except Exception as error:
                 if not is_gone(error) and not connection.is_closed():
                     raise
+                if self._connection is None:
+                    raise StoreUnavailable("the store was closed while it committed: the outcome is unknown") from error
                 if asyncio.get_running_loop().time() > deadline:
                     raise StoreUnavailable(f"the outcome of a commit could not be learned: {error}") from error
                 uncertain = True
@@ -237,10 +214,13 @@ class Committer:
         return self._connection
 
     async def _reconnect(self) -> Connection:
+        self._live()
+        connection = await self._connect(within=self._lease)
         if self._connection is None:
-            raise StoreUnavailable("the store is not open")
-        self._connection = await self._connect(within=self._lease)
-        return self._connection
+            connection.terminate()  # closed meanwhile
+        else:
+            self._connection = connection
+        return self._live()
 
     async def _connect(self, within: float) -> Connection:
         options = {
