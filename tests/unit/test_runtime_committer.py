@@ -110,6 +110,29 @@ async def test_units_of_one_key_are_committed_one_after_the_other_in_order(
     assert order == list(range(30))
 
 
+@pytest.mark.parametrize("writers", [2, 3])
+async def test_what_comes_meanwhile_is_taken_by_whoever_is_free(writers: int) -> None:
+    script = Script(writers)
+    script.go.clear()
+    committer = committer_of(script)
+    committer.start()
+    await asyncio.sleep(0)  # all are asleep
+    futures = []
+    for taken in range(writers):
+        futures.append(committer.submit(unit(taken)))
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert len(script.groups) == taken + 1
+    futures += [committer.submit(unit(writers)), committer.submit(unit(writers + 1))]
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert len(script.groups) == writers, "nobody is free"
+    script.go.set()
+    await asyncio.wait_for(asyncio.gather(*futures), 10)
+    assert [len(group) for group in script.groups] == [1] * writers + [2]
+    await asyncio.wait_for(committer.stop(), 10)
+
+
 async def test_a_rejection_is_its_units_alone(script: Script, committer: Committer) -> None:
     rejection = CursorMoved("g", "o", 1)
     script.answer = lambda u: rejection if u.cursor is not None else Committed()

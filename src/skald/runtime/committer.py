@@ -196,8 +196,10 @@ class Committer:
         while True:
             group, keys = self._take(len(self._asleep) + 1)
             if group:
-                if self._pending:
-                    self._rouse()
+                if self._asleep:
+                    self._woken = bool(self._pending)
+                    if self._woken:
+                        self._rouse()
                 self._in_flight |= keys
                 self._flying += 1
                 try:

@@ -283,17 +283,25 @@ def _impatient(until: float) -> Callable[[int], bool]:
 
 def _weight(units: Sequence[Unit]) -> int:
     """What the units cost, in small records (about 5 µs each); a record of 4 KiB counts twice."""
-    light = sum([len(r.payload or b"") + 4096 for u in units for r in u.events])
-    others = [u for u in units if u.messages or u.deliveries or u.appends or u.marks or u.workflows]
-    records = [r for u in others for r in (*u.messages, *(d.record for d in u.deliveries))]
-    records += [r for u in others for append in u.appends for r in append.records]
-    light += sum([len(mark.payload) + 2 * 4096 for u in others for mark in u.marks])
-    workflows = [u.workflows for u in others if u.workflows is not None]
-    light += sum([len(e.payload or b"") + 4096 for w in workflows for e in w.journal])
-    light += sum([len(s.input) + 4096 for w in workflows for s in w.starts])
-    light += sum([len(e.outcome) + 4096 for w in workflows for e in w.ends])
-    light += sum([len(e.payload) + 2 * 4096 for w in workflows for e in w.letters])
-    return (light + sum([len(r.payload or b"") + 2 * 4096 for r in records])) >> 12
+    weight = 0
+    for unit in units:
+        for event in unit.events:
+            weight += len(event.payload or b"") + 4096
+        if (writes := unit.workflows) is not None:
+            for entry in writes.journal:
+                weight += len(entry.payload or b"") + 4096
+            for start in writes.starts:
+                weight += len(start.input) + 4096
+            for end in writes.ends:
+                weight += len(end.outcome) + 4096
+            for letter in writes.letters:
+                weight += len(letter.payload) + 2 * 4096
+        if unit.messages or unit.deliveries or unit.appends or unit.marks:
+            records = [*unit.messages, *[delivery.record for delivery in unit.deliveries]]
+            records += [record for append in unit.appends for record in append.records]
+            weight += sum([len(record.payload or b"") + 2 * 4096 for record in records])
+            weight += sum([len(mark.payload) + 2 * 4096 for mark in unit.marks])
+    return weight >> 12
 
 
 def _commit(connection: apsw.Connection, units: Sequence[Unit]) -> tuple[list[Outcome], bool]:
