@@ -60,7 +60,7 @@ class FileWatch:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._shm = f"{path}-shm"
+        self._database, self._shm = str(path), f"{path}-shm"
         self._seen: tuple[Identity | None, Identity | None] | None = None
         self._next = 0.0
 
@@ -78,7 +78,7 @@ class FileWatch:
 
     def check(self) -> None:
         """Two ``stat`` calls, and once a second a look at all descriptors."""
-        database, shm = identity(self._path), identity(self._shm)
+        database, shm = identity(self._database), identity(self._shm)
         if self._seen is not None and database != self._seen[0]:
             raise StoreUnavailable(
                 f"{self._path} was deleted or replaced while it was open; nothing was written: restart the service"
