@@ -1,22 +1,24 @@
 -- compatible: 1
 -- Workflows, and what each was told, in that order. A run is a UUIDv7, so that the rows of today stand together.
+-- Fixed widths first, so that there are no gaps between them, and what the end of a run changes last, so that its WAL
+-- need not repeat what comes before.
 CREATE TABLE skald_workflows (
     run        uuid PRIMARY KEY,
-    id         text COLLATE "C" NOT NULL,   -- the user's; several runs may have had it
+    started_at bigint NOT NULL,
     latest     smallint NOT NULL DEFAULT 1, -- 1 for the last run of its id
+    deaths     smallint NOT NULL DEFAULT 0, -- of processes that had it, since it last rested
+    id         text COLLATE "C" NOT NULL,   -- the user's; several runs may have had it
     workflow   text COLLATE "C" NOT NULL,
     style      text,               -- of a saga; NULL for a workflow
     correlation text,              -- of what it was started because of; NULL: its id
-    state      text NOT NULL,
-    owner      text COLLATE "C",   -- the process that runs it
-    deaths     smallint NOT NULL DEFAULT 0, -- of processes that had it, since it last rested
-    wake_at    bigint,             -- without an owner: when somebody should take it; NULL: when there is a letter
     parent     uuid,               -- the run that called it
     key        text COLLATE "C",   -- by which others may address it
     input      bytea NOT NULL,
-    outcome    bytea,              -- the result, the failure, or why it is paused
-    started_at bigint NOT NULL,
-    ended_at   bigint
+    wake_at    bigint,             -- without an owner: when somebody should take it; NULL: when there is a letter
+    ended_at   bigint,
+    state      text NOT NULL,
+    owner      text COLLATE "C",   -- the process that runs it
+    outcome    bytea               -- the result, the failure, or why it is paused
 );
 CREATE UNIQUE INDEX skald_workflows_id ON skald_workflows (id) WHERE latest = 1;
 CREATE UNIQUE INDEX skald_workflows_key ON skald_workflows (key) WHERE key IS NOT NULL AND ended_at IS NULL;
@@ -27,12 +29,12 @@ CREATE INDEX skald_workflows_ended ON skald_workflows (ended_at) WHERE ended_at 
 
 CREATE TABLE skald_journal (
     run        uuid NOT NULL,
+    time       bigint NOT NULL,
     position   integer NOT NULL,
+    occurrence integer NOT NULL,   -- among the calls of equal name and digest
     kind       smallint NOT NULL,  -- see skald.unit.EntryKind
     name       text COLLATE "C" NOT NULL,
     digest     bytea NOT NULL,     -- of the arguments
-    occurrence integer NOT NULL,   -- among the calls of equal name and digest
-    time       bigint NOT NULL,
     payload    bytea,
     PRIMARY KEY (run, position)
 );
