@@ -47,45 +47,61 @@ def postgres_url(
     postgres_server: str, _postgres_admin: psycopg.Connection, _spare_databases: list[str]
 ) -> Iterator[str]:
     """The URL of an empty database that nobody else uses, whoever is still connected after the test."""
-    name = _spare_databases.pop() if _spare_databases else f"skald_{uuid4().hex[:12]}"
-    if not _postgres_admin.execute("SELECT FROM pg_database WHERE datname = %s", [name]).rowcount:
-        _postgres_admin.execute(f"CREATE DATABASE {name}")
-    url = urlsplit(postgres_server)._replace(path=f"/{name}").geturl()
-    yield url
-    if _is_emptied(url):
-        _spare_databases.append(name)
-    else:
-        _postgres_admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+    def url(name: str) -> str:
+        return urlsplit(postgres_server)._replace(path=f"/{name}").geturl()
+
+    admin, spare = _postgres_admin, _spare_databases
+    if not spare:
+        spare.append(_new_name())
+        admin.execute(f"CREATE DATABASE {spare[-1]}")
+    name = spare.pop()
+    yield url(name)
+    # To drop it is a checkpoint, which takes longer than many a test. Under another name nobody finds it again.
+    spent = _new_name()
+    try:
+        admin.execute("SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = %s", [name])
+        admin.execute(f"ALTER DATABASE {name} RENAME TO {spent}")
+        name = spent
+        if _is_emptied(url(name)):
+            spare.append(name)
+            return
+    except psycopg.Error:
+        pass  # somebody was quick to connect again, or has a lock
+    admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def _new_name() -> str:
+    return f"skald_{uuid4().hex[:12]}"
+
+
+_MORE = """
+SELECT (SELECT count(*) FROM pg_db_role_setting s JOIN pg_database d ON d.oid = s.setdatabase
+        WHERE d.datname = current_database())
+     + (SELECT count(*) FROM pg_database
+        WHERE datname = current_database() AND (datconnlimit <> -1 OR datacl IS NOT NULL))
+     + (SELECT count(*) FROM pg_prepared_xacts WHERE database = current_database())
+     + (SELECT count(*) FROM pg_replication_slots WHERE database = current_database())
+     + (SELECT count(*) FROM pg_class WHERE relnamespace = to_regnamespace('public'))
+     + (SELECT count(*) FROM pg_proc WHERE pronamespace = to_regnamespace('public'))
+     + (SELECT count(*) FROM pg_type WHERE typnamespace = to_regnamespace('public'))
+     + (SELECT count(*) FROM pg_extension WHERE extname <> 'plpgsql') + (SELECT count(*) FROM pg_publication)
+     + (SELECT count(*) FROM pg_event_trigger) + (SELECT count(*) FROM pg_foreign_server)
+     + (SELECT count(*) FROM pg_largeobject_metadata) + (SELECT count(*) FROM pg_default_acl)
+     + (CASE WHEN to_regnamespace('public') IS NULL THEN 1 ELSE 0 END)
+"""
+_SCHEMAS = (
+    "SELECT nspname FROM pg_namespace WHERE nspname !~ '^pg_' AND nspname NOT IN ('information_schema', 'public')"
+)
 
 
 def _is_emptied(url: str) -> bool:
-    """Empties the database; not, if it has more than what is in schemas. To drop it is a checkpoint, which takes longer
-    than many a test."""
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute(
-            "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity"
-            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
-        )
-        [more] = connection.execute(
-            """
-            SELECT (SELECT count(*) FROM pg_db_role_setting s JOIN pg_database d ON d.oid = s.setdatabase
-                    WHERE d.datname = current_database())
-                 + (SELECT count(*) FROM pg_prepared_xacts WHERE database = current_database())
-                 + (SELECT count(*) FROM pg_class WHERE relnamespace = 'public'::regnamespace)
-                 + (SELECT count(*) FROM pg_proc WHERE pronamespace = 'public'::regnamespace)
-                 + (SELECT count(*) FROM pg_publication) + (SELECT count(*) FROM pg_event_trigger)
-                 + (SELECT count(*) FROM pg_extension WHERE extname <> 'plpgsql')
-            """
-        ).fetchone() or [1]
-        if more:
-            return False
-        schemas = connection.execute(
-            "SELECT nspname FROM pg_namespace"
-            " WHERE nspname !~ '^pg_' AND nspname NOT IN ('information_schema', 'public')"
-        )
-        for (schema,) in schemas.fetchall():
+    """Drops all schemas; nothing, if there is more."""
+    with psycopg.connect(url, autocommit=True, options="-c lock_timeout=2s") as connection:
+        [more] = connection.execute(_MORE).fetchone() or [1]
+        for (schema,) in connection.execute(_SCHEMAS).fetchall() if not more else ():
             connection.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(schema)))
-    return True
+    return not more
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -189,7 +189,7 @@ async def test_closing_ends_what_is_being_committed(store: PostgresStore) -> Non
     committing = asyncio.create_task(store.commit([Unit(events=(record(),))]))
     await begun.wait()
     await asyncio.wait_for(store.close(), 10)
-    with pytest.raises(StoreUnavailable, match="the outcome is unknown"):
+    with pytest.raises(StoreUnavailable, match="the outcome of a commit could not be learned: the store is not open"):
         await committing
 
 

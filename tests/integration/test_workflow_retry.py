@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from skald import NEVER, App, RuntimeSettings, Service, step, workflow, workflows
-from skald.errors import StepFailed, WorkflowFailed, WorkflowKeyTaken
+from skald.errors import StepFailed, WorkflowBusy, WorkflowFailed, WorkflowKeyTaken
 from skald.operations import workflows as operations
 from skald.workflows import journal
 from skald.workflows.executor import ExecutorSettings
@@ -177,3 +177,6 @@ async def test_a_key_that_somebody_else_has_by_now_refuses_the_retry(url: str) -
         await other.result()
         await branches.handle("x").retry()
         assert await branches.handle("x").result() == ["first now", "a"]
+        await branches.start([], id="z", key="k")
+        with pytest.raises(WorkflowBusy, match="'x' is completed, and not failed"):
+            await branches.handle("x").retry()

@@ -28,7 +28,7 @@ class Script:
         self.go = asyncio.Event()
         self.go.set()
         self.answer: Callable[[Unit], Committed | Rejection] = lambda unit: Committed()
-        self.failing: Exception | None = None
+        self.failing: BaseException | None = None
         self.running: set[str] = set()
 
     def ensure_free(self) -> None:
@@ -229,6 +229,24 @@ async def test_a_defect_of_the_committer_leaves_nobody_waiting() -> None:
     assert all(isinstance(result, Stopped) for result in results)
     with pytest.raises(Stopped):
         await committer.submit(unit())
+
+
+async def test_one_writer_that_ends_takes_the_others_with_it() -> None:
+    script = Script(writers=2)
+    committer = committer_of(script)
+    committer.start()
+    await asyncio.sleep(0)
+    script.go.clear()
+    futures = [committer.submit(unit(1)), committer.submit(unit(1))]
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert len(script.groups) == 1, "one is being committed, the other one has to wait for its key"
+    script.failing = asyncio.CancelledError()
+    script.go.set()
+    results = await asyncio.wait_for(asyncio.gather(*futures, return_exceptions=True), 10)
+    assert all(isinstance(result, Stopped) for result in results)
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(committer.stop(), 10)
 
 
 async def test_a_cancelled_caller_takes_its_unit_with_it(script: Script, committer: Committer) -> None:

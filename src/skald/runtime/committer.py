@@ -88,8 +88,7 @@ class Committer:
     async def stop(self) -> None:
         """Commits what is pending, then stops. Legal before ``start`` and twice."""
         self._stopping = True
-        while self._asleep:
-            self._rouse()
+        self._rouse()
         tasks, self._tasks = self._tasks, []
         for task in tasks:
             await task
@@ -146,10 +145,11 @@ class Committer:
 
     def _rouse(self) -> None:
         """One task looks what is pending; where all of them are at work, each does when it is done."""
-        if self._asleep:
+        while self._asleep:
             sleeper = self._asleep.pop()
             if not sleeper.done():
                 sleeper.set_result(None)
+                return
 
     def _flush(self) -> None:
         """Commits a small group without a task. Where that cannot be, a task does it."""
@@ -185,8 +185,9 @@ class Committer:
         except BaseException:
             # A defect; without this everybody would wait for ever.
             self._stopping = True
-            for _, future in self._pending:
-                _settle(future, self._failed())
+            while self._pending:
+                _settle(self._pending.popleft()[1], self._failed())
+            self._rouse()  # the others end, too
             raise
 
     def _failed(self) -> Stopped:
@@ -206,7 +207,7 @@ class Committer:
                     await self._commit(group)
                 finally:
                     self._flying -= 1
-                self._in_flight -= keys
+                    self._in_flight -= keys
             elif self._stopping and not self._pending:
                 self._rouse()  # who ends as well, and so on
                 return

@@ -250,8 +250,9 @@ async def retry(store: Store, id: str) -> None:
 
 
 async def reopen(tx: Transaction, known: Known) -> bool:
-    """``retry``, unless something has become of it since it was looked at; raises ``WorkflowKeyTaken``."""
-    for row in await tx.fetch(SQL["key_holder"], run=known.run):
+    """``retry``, unless something has become of it since it was looked at. Raises ``WorkflowKeyTaken`` (or the
+    database's own error, if the key is taken in the same moment)."""
+    for row in await tx.fetch(SQL["key_holder"], run=known.run, ended_at=known.ended_at):
         raise WorkflowKeyTaken(row["key"], row["id"])
     if not await tx.execute(SQL["reopen"], run=known.run, ended_at=known.ended_at):
         return False

@@ -37,8 +37,8 @@ HOT_SECONDS = 1.0
 FORGET_EVERY = 256
 MAX_HOT = 20
 """Each key that is held costs a millisecond of everybody's time."""
-STATEMENTS = 400
-"""One for each choice of columns; a service uses a few dozen, and the connection keeps as many prepared."""
+STATEMENTS = 100
+"""That are kept, one for each choice of columns: a service uses a few dozen, and each takes 100 KiB of the server."""
 IN_USE = ("skald_workflows_id", "skald_workflows_key")
 """The indexes that let one of two workflows with the same id or key start."""
 Outcome = Committed | Rejection
@@ -81,7 +81,7 @@ class Committer:
             async with self._lock:
                 try:
                     return await self._commit_units(units)
-                except asyncio.CancelledError:
+                except (asyncio.CancelledError, GeneratorExit):
                     # The server may be at it yet, or be told to stop when it is at the next group already.
                     if self._connection is not None:
                         self._connection.terminate()
@@ -175,14 +175,15 @@ class Committer:
             except Exception as error:
                 if not is_gone(error) and not connection.is_closed():
                     raise
-                if self._connection is None:
-                    raise StoreUnavailable("the store was closed while it committed: the outcome is unknown") from error
                 if asyncio.get_running_loop().time() > deadline:
                     raise StoreUnavailable(f"the outcome of a commit could not be learned: {error}") from error
                 uncertain = True
                 log.warning("lost the connection while committing, looking the outcome up: %s", error)
                 connection.terminate()
-                connection = await self._reconnect()
+                try:
+                    connection = await self._reconnect()
+                except StoreUnavailable as away:
+                    raise StoreUnavailable(f"the outcome of a commit could not be learned: {away}") from away
 
     async def _forget(self) -> None:
         """Drops the answers that nobody will look up any more; failing to do so harms nothing."""
@@ -227,6 +228,7 @@ class Committer:
             "schema": self._schema,
             "settings": COMMITTER | {"idle_in_transaction_session_timeout": f"{self._lease * 1000:.0f}"},
             "timeout": max(10.0, 2 * self._lease),
+            "statements": STATEMENTS,
         }
         if within:
             return await connect_patiently(self._url, self._service, within, **options)

@@ -49,9 +49,16 @@ def shown(url: str) -> str:
 
 
 async def connect(
-    url: str, role: str, *, schema: str | None = None, settings: dict[str, str] | None = None, timeout: float = 10.0
+    url: str,
+    role: str,
+    *,
+    schema: str | None = None,
+    settings: dict[str, str] | None = None,
+    timeout: float = 10.0,
+    statements: int = 500,
 ) -> Connection:
-    """One connection. ``timeout`` bounds connecting and every statement, so that a silent network is noticed."""
+    """One connection. ``timeout`` bounds connecting and every statement, so that a silent network is noticed;
+    ``statements`` is how many it keeps prepared."""
     check_url(url)
     chosen = {"application_name": f"skald:{role}"[:63], **(settings or {})}
     if schema is not None:
@@ -62,7 +69,7 @@ async def connect(
             timeout=timeout,
             command_timeout=timeout,
             server_settings=chosen,
-            statement_cache_size=500,
+            statement_cache_size=statements,
             max_cached_statement_lifetime=0,
         )
     except LOST as error:

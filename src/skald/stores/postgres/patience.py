@@ -25,6 +25,7 @@ class WaitingRoom:
     def __init__(self, commit: Callable[[Sequence[Unit]], Awaitable[list[Outcome]]], patience: float) -> None:
         self._commit, self._patience = commit, patience
         self._waiters: list[_Waiter] = []
+        self._trying: list[_Waiter] = []
         self._task: asyncio.Task[None] | None = None
 
     async def commit(self, units: Sequence[Unit]) -> list[Outcome]:
@@ -43,19 +44,21 @@ class WaitingRoom:
             with suppress(asyncio.CancelledError):
                 await task
         for waiter in list(self._waiters):
-            self._settle(waiter, StoreUnavailable("the store was closed; nothing of this unit was written"))
+            known = "whether this unit was written is not known" if waiter in self._trying else "nothing was written"
+            self._settle(waiter, StoreUnavailable(f"the store was closed; {known}"))
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         pause = FIRST_PAUSE
         while self._waiters:
-            batch = self._take()
+            self._trying = batch = self._take()
             try:
                 outcomes = await self._commit([waiter.unit for waiter in batch])
             except Exception as error:
                 for waiter in batch:
                     self._settle(waiter, error)
                 continue
+            self._trying = []
             for waiter, outcome in zip(batch, outcomes, strict=True):
                 if not isinstance(outcome, Busy) or loop.time() >= waiter.deadline:
                     self._settle(waiter, outcome)

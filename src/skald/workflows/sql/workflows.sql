@@ -132,7 +132,7 @@ DELETE FROM skald_letters WHERE kind = 4 AND to_id = :id
 
 -- name: key_holder
 SELECT o.key, o.id FROM skald_workflows w JOIN skald_workflows o ON o.key = w.key
-WHERE w.run = :run AND w.ended_at IS NOT NULL AND o.ended_at IS NULL
+WHERE w.run = :run AND w.latest = 1 AND w.state = 'failed' AND w.ended_at = :ended_at AND o.ended_at IS NULL
 
 -- name: reopen
 UPDATE skald_workflows SET state = 'running', wake_at = 0, outcome = NULL, ended_at = NULL
