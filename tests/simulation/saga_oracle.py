@@ -170,16 +170,19 @@ def decision(act: Act) -> str:
 
 
 def check_order(program: Program, books: Mapping[str, Books]) -> None:
-    """Last group first. What a person has undone by hand comes when it comes, and a command that was still in work
-    when it was to be undone is undone when it has ended."""
-    found = [
-        (book.place, number)
-        for number, group in enumerate(program.groups)
-        for act in group
-        if act.kind not in COMMANDS
-        and (book := books.get(act.thing)) is not None
-        and book.place is not None
-        and "by hand" not in book.asked
-    ]
+    """Last group first, but neighbours that are independent at once, also those of two groups. What a person has undone
+    by hand comes when it comes, and a command that was still in work when it was to be undone is undone when it has
+    ended."""
+    found, batch, before = [], 0, None
+    for number, group in enumerate(program.groups):
+        for act in group:
+            book = books.get(act.thing)
+            if book is None or not book.asked:
+                continue
+            if not (before == act.kind == "beside"):
+                batch = number
+            before = act.kind
+            if act.kind not in COMMANDS and book.place is not None and "by hand" not in book.asked:
+                found.append((book.place, batch))
     order = [number for _, number in sorted(found)]
     assert order == sorted(order, reverse=True), f"undone in the order {order}: {program}"
