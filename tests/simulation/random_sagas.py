@@ -150,17 +150,18 @@ class Line(msgspec.Struct, frozen=True):
 def tell(line: Line, path: Path | None = None) -> None:
     file = os.open(path or LEDGER, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_DSYNC, 0o600)
     try:
-        os.write(file, msgspec.json.encode(line) + b"\n")
+        os.write(file, b"\n" + msgspec.json.encode(line) + b"\n")  # what a kill has cut off stays a line of its own
     finally:
         os.close(file)
 
 
 def told(path: Path) -> list[tuple[int, Line]]:
-    """Each with the place where it ends."""
+    """Each with the place where it ends. One that is not whole is just being written, or its writer was killed."""
     found, end = [], 0
     for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
         end += len(line)
-        found.append((end, msgspec.json.decode(line, type=Line)))
+        if line.endswith(b"}\n"):
+            found.append((end, msgspec.json.decode(line, type=Line)))
     return found
 
 
