@@ -52,10 +52,7 @@ def postgres_url(
         return urlsplit(postgres_server)._replace(path=f"/{name}").geturl()
 
     admin, spare = _postgres_admin, _spare_databases
-    if not spare:
-        spare.append(_new_name())
-        admin.execute(f"CREATE DATABASE {spare[-1]}")
-    name = spare.pop()
+    name = spare.pop() if spare else _created(admin)
     yield url(name)
     # To drop it is a checkpoint, which takes longer than many a test. Under another name nobody finds it again.
     spent = _new_name()
@@ -73,6 +70,12 @@ def postgres_url(
 
 def _new_name() -> str:
     return f"skald_{uuid4().hex[:12]}"
+
+
+def _created(admin: psycopg.Connection) -> str:
+    name = _new_name()
+    admin.execute(f"CREATE DATABASE {name}")
+    return name
 
 
 _MORE = """

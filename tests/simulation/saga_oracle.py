@@ -169,15 +169,15 @@ def decision(act: Act) -> str:
     return "done" if act.person == "retry" and act.kind in ("take", "charge", "single") else act.person
 
 
-def check_order(program: Program, books: Mapping[str, Books]) -> None:
+def check_order(program: Program, books: Mapping[str, Books], person: Person) -> None:
     """Last group first, but neighbours that are independent at once, also those of two groups. What a person has undone
     by hand comes when it comes, and a command that was still in work when it was to be undone is undone when it has
     ended."""
     found, batch, before = [], 0, None
     for number, group in enumerate(program.groups):
         for act in group:
-            book = books.get(act.thing)
-            if book is None or not book.asked:
+            book = books.get(act.thing, Books())
+            if not (book.asked or _is_passed_over(act, person)):
                 continue
             if not (before == act.kind == "beside"):
                 batch = number
@@ -186,3 +186,9 @@ def check_order(program: Program, books: Mapping[str, Books]) -> None:
                 found.append((book.place, batch))
     order = [number for _, number in sorted(found)]
     assert order == sorted(order, reverse=True), f"undone in the order {order}: {program}"
+
+
+def _is_passed_over(act: Act, person: Person) -> bool:
+    """Whether its neighbours had to wait for its compensation, although that has left nothing in the books."""
+    gives_up = act.kind in COMMANDS or (act.kind == "eager" and act.sticks == "always")
+    return act.thing in person.skipped or (gives_up and act.fails != "refused")

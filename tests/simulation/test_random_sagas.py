@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter, defaultdict
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -232,7 +232,7 @@ class Batch:
         for id, p in self.programs.items():
             assert states[id] in ends(p, id in self.cancelled), f"{id} is {states[id]}: {p}"
             check_effects(p, states[id], books, self.person)
-            check_order(p, books)
+            check_order(p, books, self.person)
         assert books.keys() <= {act.thing for p in self.programs.values() for act in p.acts()}
         await self.check_journal()
         found = Counter(str(state) for state in states.values())
@@ -283,3 +283,26 @@ async def run(url: str, folder: Path, seed: int, count: int) -> None:
 @pytest.mark.parametrize(("seed", "count"), [*SAMPLE, *SWEEP, *FULL])
 async def test_random_sagas_end_as_their_programs_allow(store_url: str, tmp_path: Path, seed: int, count: int) -> None:
     await run(store_url, tmp_path, seed, count)
+
+
+@pytest.mark.parametrize(
+    ("between", "is_skipped", "is_in_order"),
+    [
+        (None, False, True),  # independent neighbours of two groups are undone at once
+        (Act("s", "1a", "plain"), False, True),  # it was not to be undone
+        (Act("s", "1a", "plain"), True, False),
+        (Act("s", "1a", "take"), False, False),
+        (Act("s", "1a", "take", "refused"), False, True),
+        (Act("s", "1a", "eager", sticks="always"), False, False),
+    ],
+)
+def test_the_oracle_lets_only_neighbours_be_undone_at_once(
+    between: Act | None, is_skipped: bool, is_in_order: bool
+) -> None:
+    first, last = Act("s", "0a", "beside"), Act("s", "1b", "beside")
+    p = Program("gather", ((first,), (between, last) if between else (last,)))
+    lines = [Line("do", act.thing, act.thing) for act in (first, last)]
+    lines += [Line("undo", act.thing, act.thing, by=act.thing) for act in (first, last)]  # the earlier one first
+    person = Person(skipped={between.thing} if between and is_skipped else set())
+    with nullcontext() if is_in_order else pytest.raises(AssertionError, match="undone in the order"):
+        check_order(p, fold(enumerate(lines)), person)

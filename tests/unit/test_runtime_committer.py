@@ -30,6 +30,8 @@ class Script:
         self.answer: Callable[[Unit], Committed | Rejection] = lambda unit: Committed()
         self.failing: BaseException | None = None
         self.running: set[str] = set()
+        self.begun: asyncio.Queue[int] = asyncio.Queue()
+        """How many groups there are, each time that one begins."""
 
     def ensure_free(self) -> None:
         pass
@@ -49,6 +51,7 @@ class Script:
 
     def _begin(self, units: Sequence[Unit]) -> list[str]:
         self.groups.append(list(units))
+        self.begun.put_nowait(len(self.groups))
         keys = list(chain.from_iterable(map(Unit.keys, units)))
         assert len(keys) == len(set(keys)), "a group holds one unit per key"
         assert self.running.isdisjoint(keys), "two groups in flight hold the same key"
@@ -113,23 +116,20 @@ async def test_units_of_one_key_are_committed_one_after_the_other_in_order(
 @pytest.mark.parametrize("writers", [2, 3])
 async def test_what_comes_meanwhile_is_taken_by_whoever_is_free(writers: int) -> None:
     script = Script(writers)
-    script.go.clear()
     committer = committer_of(script)
     committer.start()
-    await asyncio.sleep(0)  # all are asleep
+    await committer.submit(unit())  # all are asleep behind it
+    script.go.clear()
     futures = []
-    for taken in range(writers):
-        futures.append(committer.submit(unit(taken)))
-        for _ in range(3):
-            await asyncio.sleep(0)
-        assert len(script.groups) == taken + 1
-    futures += [committer.submit(unit(writers)), committer.submit(unit(writers + 1))]
-    for _ in range(3):
-        await asyncio.sleep(0)
-    assert len(script.groups) == writers, "nobody is free"
+    for number in range(1 + writers):
+        assert await asyncio.wait_for(script.begun.get(), 10) == 1 + number
+        futures.append(committer.submit(unit(number)))
+    futures.append(committer.submit(unit(1 + writers)))
     script.go.set()
     await asyncio.wait_for(asyncio.gather(*futures), 10)
-    assert [len(group) for group in script.groups] == [1] * writers + [2]
+    assert [len(group) for group in script.groups] == [1] * (1 + writers) + [2], (
+        "the last two came when nobody was free"
+    )
     await asyncio.wait_for(committer.stop(), 10)
 
 
@@ -235,12 +235,12 @@ async def test_one_writer_that_ends_takes_the_others_with_it() -> None:
     script = Script(writers=2)
     committer = committer_of(script)
     committer.start()
-    await asyncio.sleep(0)
+    await committer.submit(unit())  # all are asleep behind it
     script.go.clear()
     futures = [committer.submit(unit(1)), committer.submit(unit(1))]
-    for _ in range(3):
-        await asyncio.sleep(0)
-    assert len(script.groups) == 1, "one is being committed, the other one has to wait for its key"
+    while await asyncio.wait_for(script.begun.get(), 10) < 2:
+        pass
+    assert len(script.groups[-1]) == 1, "one is being committed, the other one has to wait for its key"
     script.failing = asyncio.CancelledError()
     script.go.set()
     results = await asyncio.wait_for(asyncio.gather(*futures, return_exceptions=True), 10)
