@@ -406,6 +406,31 @@ async def test_a_transaction_announces_once_however_much_it_appends(store: Postg
         assert await tx.fetch(sql) == [{"n": 1}]
 
 
+async def test_what_a_transaction_kept_back_is_rung_for_when_it_is_rolled_back(store: PostgresStore) -> None:
+    rung, kept = asyncio.Event(), asyncio.Event()
+    store.log.listen(rung.set)
+    async with asyncio.timeout(30):
+        await rung.wait()  # it listens
+
+        async def fail() -> None:
+            async with store.transaction() as tx:
+                await tx.apply(append("a"))
+                await store.commit([append("b")])
+                await kept.wait()
+                raise LookupError
+
+        failing = asyncio.create_task(fail())
+        rung.clear()
+        await rung.wait()
+        assert await store.log.read(0, 10) == []
+        rung.clear()
+        kept.set()
+        with pytest.raises(LookupError):
+            await failing
+        await rung.wait()
+    assert [record.key for record in await store.log.read(0, 10)] == ["k"]
+
+
 async def test_reading_needs_no_more_than_select(store: PostgresStore, plain: Any, postgres_url: str) -> None:
     role = f"reader_{uuid4().hex[:8]}"
     await plain.execute(f"CREATE ROLE {role} LOGIN")

@@ -180,3 +180,24 @@ async def test_a_key_that_somebody_else_has_by_now_refuses_the_retry(url: str) -
         await branches.start([], id="z", key="k")
         with pytest.raises(WorkflowBusy, match="'x' is completed, and not failed"):
             await branches.handle("x").retry()
+
+
+async def test_a_key_that_somebody_takes_in_the_same_moment_refuses_the_retry(postgres_url: str) -> None:
+    broken.add("a")
+    async with playing(postgres_url, 1000.0) as app:
+        jobs = app.service("jobs")
+        handle = await branches.start(["a"], id="x", key="k")
+        await handle.signal(go, "now")
+        with pytest.raises(WorkflowFailed):
+            await handle.result()
+
+        async def waits() -> bool:
+            sql = "SELECT 1 AS one FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = :name"
+            return bool(await jobs.fetch(sql, name=postgres_url.rsplit("/", 1)[-1]))
+
+        async with jobs.transaction() as tx:
+            await tx.start(branches, [], id="y", key="k")
+            retrying = asyncio.create_task(branches.handle("x").retry())
+            await eventually(waits)
+        with pytest.raises(WorkflowKeyTaken, match="'k' belongs to workflow 'y'"):
+            await retrying

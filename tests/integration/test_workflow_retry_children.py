@@ -394,6 +394,23 @@ async def test_a_later_run_brings_back_what_an_earlier_one_has_left_in_vain(url:
     assert done == ["patient first"]
 
 
+async def test_a_later_run_does_not_wait_for_one_that_an_earlier_one_has_put_off(url: str, idle: float) -> None:
+    async with playing(url, idle) as app:
+        handle = await reminding.start(3600.0, id="x")
+
+        async def is_scheduled() -> bool:
+            return await state_of(app, "patient") == "scheduled"
+
+        await eventually(is_scheduled)
+        await handle.cancel()
+        await fails(handle)
+        later = await reminding.start(0.0, id="x", existing="restart")
+        await eventually(lambda: was_done("patient first", 1))
+        await kid.handle("patient").signal(go, "now")
+        assert await ends(later) == "patient first and patient"
+    assert done == ["patient first", "patient"]
+
+
 async def test_two_calls_with_one_id_have_one_result(url: str) -> None:
     broken.add("weak")
     async with playing(url):

@@ -534,6 +534,17 @@ async def test_a_start_with_a_delay(url: str) -> None:
         assert row["started_at"] <= row["ended_at"]
 
 
+async def test_one_that_has_not_begun_is_cancelled_at_once(url: str, idle: float) -> None:
+    async with playing(url, idle) as orders:
+        handle = await child.start("later", False, id="d", delay=3600)
+        await handle.cancel("enough")
+        with pytest.raises(WorkflowFailed, match="Cancelled"):
+            await asyncio.wait_for(handle.result(), 30)
+        await state_of(orders, "d", "cancelled")
+        await no_letters(orders)
+    assert not done
+
+
 async def test_mapping(url: str) -> None:
     async with playing(url):
         assert await mapping.run(9, 4, None) == [0, 20, 40, 60, 80]

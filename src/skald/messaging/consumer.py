@@ -247,6 +247,7 @@ class Consumer:
         await self._until_woken(seconds)
 
     async def _step(self) -> bool:
+        """True if the next turn need not wait."""
         self._wake.clear()
         await self._apply_changes()
         if any(lane.version < 0 for lane in self.lanes.values()):
@@ -259,14 +260,16 @@ class Consumer:
         return progress
 
     async def _advance(self, cohort: list[LaneState], upto: int | None) -> bool:
+        """True if there may be more that nobody rings for: of what comes after this read, somebody does."""
         try:
             records = await self._reader.read(cohort[0].scanned, cohort[0].scanned_id, upto)
         except Mismatch as mismatch:
             await self._stop_lanes(cohort, mismatch.found)
             return True
-        if records:
-            await self._handle({lane.lane: lane for lane in cohort}, records)
-        return bool(records)
+        if not records:
+            return False
+        is_handled = await self._handle({lane.lane: lane for lane in cohort}, records)
+        return upto is not None or len(records) >= self._settings.run or not is_handled
 
     async def _stop_lanes(self, cohort: Sequence[LaneState], found: Record | None) -> None:
         floor = await self.log.floor()
@@ -283,7 +286,7 @@ class Consumer:
 
     # --- a stretch ----------------------------------------------------------------------------------------------------
 
-    async def _handle(self, lanes: dict[int, LaneState], records: list[Record]) -> None:
+    async def _handle(self, lanes: dict[int, LaneState], records: list[Record]) -> bool:
         last = records[-1]
         items = self._items(lanes, records)
         cautious = {number for number, lane in lanes.items() if lane.takeovers >= CAUTIOUS}
@@ -299,6 +302,7 @@ class Consumer:
                 lane.scanned, lane.scanned_id = last.position, last.id
             for number in {item.lane for item in items}:
                 lanes[number].suspects = max(0, lanes[number].suspects - len(items))
+        return finished
 
     async def _run(self, lanes: dict[int, LaneState], items: list[Item], cautious: set[int], last: Record) -> bool:
         if cautious:

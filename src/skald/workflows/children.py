@@ -20,11 +20,11 @@ from skald.message import new_id
 from skald.messaging.outcome import describe
 from skald.store import Store
 from skald.telemetry import Recovering, emit
-from skald.unit import Unit, WorkflowStart, WorkflowState, WorkflowWrites
+from skald.unit import AddressKind, Letter, LetterKind, Unit, WorkflowStart, WorkflowState, WorkflowWrites
 from skald.workflows import journal
 from skald.workflows.client import AnyWorkflow, Local
 from skald.workflows.definition import Child
-from skald.workflows.failure import End, encode_failure, is_of_before
+from skald.workflows.failure import BY_CALLER, End, encode_failure, is_of_before
 from skald.workflows.instance import Instance
 from skald.workflows.letters import delayed
 from skald.workflows.steps import StepRunner
@@ -110,8 +110,10 @@ class Children:
                     await journal.keep(store, child.id)
                 return None
             if known.end is None:
-                if known.state != WorkflowState.RUNNING:
+                if known.state == WorkflowState.PAUSED:
                     raise WorkflowExists(child.id)
+                if known.state == WorkflowState.SCHEDULED:
+                    await self._forgo(known)
                 await self._starter.steps.sleep(PAUSE)  # it is being cancelled with the run that has called it
                 continue
             assert known.ended_at is not None
@@ -145,6 +147,13 @@ class Children:
             return False
         before = await journal.by_run(self._starter.store, run)
         return before is not None and before.id == parent.id and before.state in _IN_VAIN
+
+    async def _forgo(self, known: journal.Known) -> None:
+        """Ends one that has not begun, and would hear of its cancellation only then."""
+        starter, now = self._starter, self._clock.now()
+        letter = Letter(known.run, LetterKind.TERMINATE, AddressKind.RUN, known.run, "", BY_CALLER.encode(), now)
+        async with starter.store.transaction() as tx:
+            await tx.apply(Unit(fence=starter.owner, workflows=WorkflowWrites(letters=(letter,))))
 
     async def _bring_back(self, parent: Instance, child: Child, known: journal.Known) -> None:
         """One that has ended goes on from where it has failed, or is run anew; nothing, if somebody was quicker."""

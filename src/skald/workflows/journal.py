@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from skald import failpoints
-from skald.errors import WorkflowBusy, WorkflowKeyTaken, WorkflowUnknown
+from skald.errors import StoreError, WorkflowBusy, WorkflowKeyTaken, WorkflowUnknown
 from skald.sql import blocks
 from skald.store import Row, Store, Transaction
 from skald.unit import EntryKind, JournalEntry, LetterKind, Unit, WorkflowState
@@ -243,17 +243,27 @@ async def retry(store: Store, id: str) -> None:
     known = await by_id(store, id)
     if known is not None and known.style is not None and known.state == WorkflowState.FAILED:
         raise WorkflowBusy(f"saga {id!r} was compensated, and has nothing left to go on with: start it again")
-    async with store.transaction() as tx:
-        if known is not None and await reopen(tx, known):
-            return
+    if known is not None:
+        try:
+            async with store.transaction() as tx:
+                if await reopen(tx, known):
+                    return
+        except StoreError:
+            async with store.transaction() as tx:
+                await _ensure_key(tx, known)  # it may have been taken in the same moment
+            raise
     await _refuse(store, id, "failed")
 
 
-async def reopen(tx: Transaction, known: Known) -> bool:
-    """``retry``, unless something has become of it since it was looked at. Raises ``WorkflowKeyTaken`` (or the
-    database's own error, if the key is taken in the same moment)."""
+async def _ensure_key(tx: Transaction, known: Known) -> None:
     for row in await tx.fetch(SQL["key_holder"], run=known.run, ended_at=known.ended_at):
         raise WorkflowKeyTaken(row["key"], row["id"])
+
+
+async def reopen(tx: Transaction, known: Known) -> bool:
+    """``retry``, unless something has become of it since it was looked at. Raises ``WorkflowKeyTaken``, or the
+    database's own error if the key is taken in the same moment."""
+    await _ensure_key(tx, known)
     if not await tx.execute(SQL["reopen"], run=known.run, ended_at=known.ended_at):
         return False
     [row] = await tx.fetch(SQL["last_failure"], run=known.run)

@@ -99,34 +99,41 @@ class PostgresStore:
 
     @asynccontextmanager
     async def _session_transaction(self, opener: Opener) -> AsyncIterator[Transaction]:
-        async with opener() as carrier:
-            mine = SessionTransaction(carrier, self._schema)
-            await mine.begin()
-            yield mine
-        if mine.appended:
-            self.ring()
-        if mine.calls_somebody:
-            self.workflows.ring()
+        mine: SessionTransaction | None = None
+        try:
+            async with opener() as carrier:
+                mine = SessionTransaction(carrier, self._schema)
+                await mine.begin()
+                yield mine
+        finally:
+            self._ring_for(mine)
 
     @asynccontextmanager
     async def _own_transaction(self) -> AsyncIterator[Transaction]:
-        async with self._pool.connection(reset=True) as connection:
-            mine = PostgresTransaction(connection, self._schema, self._lease)
-            with boundary():
-                outer = connection.transaction(isolation="read_committed")
-                await outer.start()
-            try:
-                yield mine
-            except BaseException:
+        mine: PostgresTransaction | None = None
+        try:
+            async with self._pool.connection(reset=True) as connection:
+                mine = PostgresTransaction(connection, self._schema, self._lease)
+                with boundary():
+                    outer = connection.transaction(isolation="read_committed")
+                    await outer.start()
+                try:
+                    yield mine
+                except BaseException:
+                    mine.is_open = False
+                    await roll_back(outer, connection)
+                    raise
                 mine.is_open = False
-                await roll_back(outer, connection)
-                raise
-            mine.is_open = False
-            with boundary():
-                await outer.commit()
-        if mine.appended:
+                with boundary():
+                    await outer.commit()
+        finally:
+            self._ring_for(mine)
+
+    def _ring_for(self, ended: PostgresTransaction | SessionTransaction | None) -> None:
+        """Rolled back, too: what others have appended above it could not be read until now."""
+        if ended is not None and ended.appended:
             self.ring()
-        if mine.calls_somebody:
+        if ended is not None and ended.calls_somebody:
             self.workflows.ring()
 
     async def fetch(self, sql: str, /, **values: Any) -> list[Row]:
