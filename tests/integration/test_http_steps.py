@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import httpx
 import msgspec
 import pytest
 
-from skald import Retry, SagaCompensated, Service, compensation, saga
+from skald import Backoff, Retry, SagaCompensated, Service, compensation, saga
 from skald.errors import ConfigurationError
-from skald.http import http_step
+from skald.http import HttpRejected, http_step
+from skald.retry import NEVER, rule_for
 from skald.testing.workflows import Lab, laboratory
 
 Answers = list[int | Exception]
@@ -62,7 +64,25 @@ async def pay(order: str) -> str:
     return charged.id
 
 
-ORDERS = Service("orders", workflows=[pay])
+def closing(url: str, **options: Any) -> Any:
+    return http_step("close", client, "DELETE", url, takes=Charge, returns=type(None), **options)
+
+
+close_holds = closing("/accounts/{order}/holds", compensate=refund, retry={"*": retry})
+close_both = closing("/accounts/.{order}?note={order}", compensate=refund)
+
+
+@saga
+async def close(order: str) -> None:
+    await close_holds(Charge(order, 5))
+
+
+@saga
+async def close_with_a_note(order: str) -> None:
+    await close_both(Charge(order, 5))
+
+
+ORDERS = Service("orders", workflows=[pay, close, close_with_a_note])
 
 
 @pytest.fixture
@@ -141,3 +161,60 @@ def test_a_field_that_is_not_there_is_told_at_its_line() -> None:
         ConfigurationError, match=r"test_http_steps\.py:\d+: .*\{id\} in the URL is not a field of Charge"
     ):
         make()
+
+
+@pytest.mark.parametrize(
+    ("which", "order", "place"),
+    [(close, "", "{order}"), (close, ".", "{order}"), (close, "..", "{order}"), (close_with_a_note, ".", ".{order}")],
+)
+async def test_a_field_does_not_leave_its_place_in_the_url(lab: Lab, which: Any, order: str, place: str) -> None:
+    """The request would be another one. It is not sent, so nothing was done, and nothing is undone."""
+    handle = await which.start(order, id="w1")
+    with pytest.raises(SagaCompensated) as failed:
+        await lab.result(handle)
+    assert (failed.value.step, failed.value.type) == ("close", "HttpUnsendable")
+    assert f"DELETE /accounts/{place}" in str(failed.value)
+    assert f"{place} is {place.format(order=order)!r}" in str(failed.value)
+    assert (seen, refunds) == ([], [])
+
+
+async def test_fields_that_stay_at_their_place(lab: Lab) -> None:
+    await lab.result(await close.start("...", id="w1"))
+    await lab.result(await close_with_a_note.start("../a", id="w2"))
+    assert [request.url.raw_path for request in seen] == [b"/accounts/.../holds", b"/accounts/...%2Fa?note=..%2Fa"]
+
+
+@pytest.mark.parametrize(
+    ("name", "sent"),
+    [
+        ("charge", "charge"),
+        ("a:b.c-d_e~f/g+h=i@j#k(l)", "a:b.c-d_e~f/g+h=i@j#k(l)"),
+        ("close account", "close%20account"),
+        ("fermé", "ferm%C3%A9"),
+        ("close%20account", "close%2520account"),
+    ],
+)
+async def test_a_key_can_stand_in_a_header_whatever_the_name_of_its_step(name: str, sent: str) -> None:
+    seen.clear()
+    named = http_step(name, client, "POST", "/", takes=Charge, returns=Charged, retry=NEVER)
+
+    @saga
+    async def one(order: str) -> None:
+        await named(Charge(order, 5))
+
+    async with laboratory(Service("one", workflows=[one])) as lab:
+        await lab.result(await one.start("o-1", id="w1"))
+    [request] = seen
+    assert f":{sent}:" in request.headers["idempotency-key"]
+
+
+def test_a_forward_step_is_retried_to_the_end() -> None:
+    for given in (None, Backoff(first=1, attempts=3)):
+        policy = closing("/", forward=True, retry=given).retry
+        assert rule_for(policy, OSError()).after(10_000) is not None
+        assert rule_for(policy, HttpRejected("DELETE /", 404, "")) == NEVER
+    # A rule of one's own for a class of errors is one.
+    assert rule_for(closing("/", forward=True, retry={"*": retry}).retry, OSError()) == retry
+    assert rule_for(closing("/", retry=Backoff(attempts=3)).retry, OSError()).after(3) is None
+    with pytest.raises(ConfigurationError, match="a forward step is retried to the end"):
+        closing("/", forward=True, retry=retry)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+import hashlib
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -19,6 +20,8 @@ from tests.simulation.conftest import store_url  # noqa: F401
 from tests.simulation.stage import MIGRATIONS, QUICK, Placed, effect, effects
 
 BIG = "x" * 300_000
+Message = MutableMapping[str, Any]
+"""Of ASGI."""
 
 
 class Crash(BaseException):
@@ -34,6 +37,7 @@ class Shop:
         self.calls = 0
         self.inside = asyncio.Event()
         self.go_on = asyncio.Event()
+        self.limit = asyncio.timeout(None)
         self.web = wrapped(self._endpoints(), self.service)
         self.http = httpx.AsyncClient(transport=httpx.ASGITransport(self.web), base_url="http://shop")
 
@@ -48,6 +52,17 @@ class Shop:
                 await effect(tx, "place", body, how, self.calls)
                 tx.publish(Placed(how, self.calls))
                 return await self._answer(how)
+
+        @web.post("/hasty")
+        async def hasty() -> Response:
+            self.limit = asyncio.timeout(None)
+            try:
+                async with self.limit, request_transaction(self.service) as tx:
+                    await effect(tx, "place", "a chair", "hasty", 1)
+                    tx.publish(Placed("hasty", 1))
+                    return await self._answer("waiting")
+            except TimeoutError:
+                return Response("too late", 408)
 
         return web
 
@@ -69,6 +84,9 @@ class Shop:
     async def post(self, how: str = "plain", body: str = "a chair", key: str | None = "k1") -> httpx.Response:
         headers = {} if key is None else {"Idempotency-Key": key}
         return await self.http.post(f"/orders/{how}", content=body, headers=headers)
+
+    async def hasten(self) -> httpx.Response:
+        return await self.http.post("/hasty", headers={"Idempotency-Key": "k1"})
 
     async def done(self) -> int:
         """Effects, of which each has its message."""
@@ -155,6 +173,28 @@ async def test_a_key_belongs_to_one_body_and_one_place(
         assert await shop.done() == 2
 
 
+async def test_a_key_belongs_to_one_query(store_url: str) -> None:  # noqa: F811
+    async with opened(store_url) as shop:
+        first = await shop.post("plain?dry_run=true")
+        assert same(await shop.post("plain?dry_run=true"), first)
+        for other in ("plain?dry_run=false", "plain"):
+            answer = await shop.post(other)
+            assert answer.status_code == 422
+            assert "another request body or query" in answer.json()["detail"]
+        # Neither what stands in the body of a request without a query.
+        for body in ("dry_run=truea chair", "dry_run=true\0a chair", "dry_run=true\na chair"):
+            assert (await shop.post(body=body)).status_code == 422
+        assert await shop.done() == 1
+
+
+async def test_without_a_query_the_hash_is_that_of_the_body(store_url: str) -> None:  # noqa: F811
+    """Keys that were stored by an earlier release stay valid."""
+    async with opened(store_url) as shop:
+        await shop.post("plain?")
+        [row] = await shop.service.fetch("SELECT body_hash FROM skald_idempotency")
+        assert row["body_hash"] == hashlib.sha256(b"a chair").hexdigest()
+
+
 async def test_two_at_the_same_moment_are_one(store_url: str) -> None:  # noqa: F811
     """The second one waits for the first, and gets its answer."""
     async with opened(store_url) as shop:
@@ -221,6 +261,39 @@ async def test_a_client_that_leaves_gets_its_answer_when_it_asks_again(store_url
             await first
         shop.go_on.set()
         assert (await shop.post("waiting")).status_code == 202
+        assert await shop.done() == 1
+
+
+async def test_a_client_that_leaves_in_the_middle_of_its_body_runs_nothing(store_url: str) -> None:  # noqa: F811
+    sent: list[Message] = []
+    parts: list[Message] = []
+
+    async def receive() -> Message:
+        return parts.pop(0)
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async with opened(store_url) as shop:
+        headers, path = [(b"idempotency-key", b"k1")], "/orders/plain"
+        scope = {"type": "http", "method": "POST", "path": path, "query_string": b"", "headers": headers}
+        # The second time there is an answer for what has come of the body.
+        for calls in (0, 1):
+            parts[:] = [{"type": "http.request", "body": b"a", "more_body": True}, {"type": "http.disconnect"}]
+            await shop.web(dict(scope), receive, send)
+            assert (sent, shop.calls, await shop.done()) == ([], calls, calls)
+            assert (await shop.post(body="a")).text == "order 1"
+
+
+async def test_a_block_that_is_cut_off_is_undone_and_the_key_is_free(store_url: str) -> None:  # noqa: F811
+    async with opened(store_url) as shop:
+        first = asyncio.create_task(shop.hasten())
+        await shop.inside.wait()
+        shop.limit.reschedule(0)
+        assert (await first).status_code == 408
+        assert await shop.done() == 0
+        shop.go_on.set()
+        assert (await shop.hasten()).status_code == 202
         assert await shop.done() == 1
 
 

@@ -1,12 +1,12 @@
-"""Idempotency by key: the key, a hash of the body and the answer are stored in the transaction of the effect.
+"""Idempotency by key: the key, a hash of the request and the answer are stored in the transaction of the effect.
 
 The endpoint takes its transaction from ``request_transaction(service)``. The first use opens it and looks the key up
 under its lock; the middleware keeps the answer back, writes it into the same transaction, commits, and only then
 sends it. So there is one commit, and whoever was told "202" finds the same answer under the same key for ever.
 
-A second request with the same key waits for the first and gets its answer; with another body it gets 422. Answers
-that promise nothing (429, and from 500 on) are not kept, and neither is what an endpoint answers after its
-transaction's block was left by an exception: the transaction is rolled back, and the key can be used again.
+A second request with the same key waits for the first and gets its answer; with another body or query it gets 422.
+Answers that promise nothing (429, and from 500 on) are not kept, and neither is what an endpoint answers after its
+transaction's block was left by an exception or cut off: the transaction is rolled back, and the key can be used again.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class _Request:
         self.stack = AsyncExitStack()
         self.transaction: Transaction | None = None
         self.failed = False
-        """The endpoint's block was left by an exception, so what it wrote must not be committed."""
+        """The endpoint's block was left by an exception or cut off, so what it wrote must not be committed."""
         self.known: Answer | None = None
         """What is answered instead of what the application says; nothing is committed then."""
 
@@ -75,7 +75,7 @@ class _Request:
 
     def _replayed(self, row: dict[str, Any]) -> Answer:
         if row["body_hash"] != self.body_hash:
-            return problem(422, "this Idempotency-Key was used with another request body; take a new key")
+            return problem(422, "this Idempotency-Key was used with another request body or query; take a new key")
         return msgspec.json.decode(bytes(row["answer"]), type=Answer)
 
     async def keep(self, answer: Answer) -> None:
@@ -97,10 +97,9 @@ async def request_transaction(service: Service) -> AsyncIterator[Transaction]:
         async with service.transaction() as tx:
             yield tx
         return
-    tx = await request.open()
     try:
-        yield tx
-    except Exception:
+        yield await request.open()
+    except BaseException:  # also a cancellation, which a timeout around the block makes an answer of
         request.failed = True
         raise
 
@@ -125,7 +124,7 @@ class IdempotencyMiddleware:
             await _send(send, answer)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> Answer | None:
-        """The answer to send, or ``None`` if the application has sent its own."""
+        """The answer to send, or ``None`` if the application has sent its own, or nobody is there to get one."""
         key = next((value for name, value in scope["headers"] if name.lower() == b"idempotency-key"), None)
         if key is None:
             await self._app(scope, receive, send)
@@ -134,24 +133,25 @@ class IdempotencyMiddleware:
             return problem(400, "Idempotency-Key must have 1 to 255 printable ASCII characters")
         body = await self._read(receive)
         if body is None:
+            return None
+        if len(body) > self._max_body:
             return problem(413, f"the body is larger than {self._max_body} bytes")
         where = f"{scope['method']} {scope['path']}"
-        request = _Request(self._service, where, key.decode(), hashlib.sha256(body).hexdigest())
+        request = _Request(self._service, where, key.decode(), _hash(body, scope.get("query_string", b"")))
         return await self._run(request, scope, body, receive)
 
     async def _read(self, receive: Receive) -> bytes | None:
+        """The body, no further than to where it is too large; ``None`` if the client has left before its end."""
         parts: list[bytes] = []
         size = 0
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
-                return b"".join(parts)
+                return None
             part = message.get("body", b"")
             size += len(part)
-            if size > self._max_body:
-                return None
             parts.append(part)
-            if not message.get("more_body"):
+            if size > self._max_body or not message.get("more_body"):
                 return b"".join(parts)
 
     async def _run(self, request: _Request, scope: Scope, body: bytes, receive: Receive) -> Answer:
@@ -182,6 +182,12 @@ class IdempotencyMiddleware:
             return request.known
         finally:
             _current.reset(token)
+
+
+def _hash(body: bytes, query: bytes) -> str:
+    """Without a query it is that of the body alone, as in what was stored before queries were looked at."""
+    found = hashlib.sha256(body).hexdigest()
+    return f"{found}?{hashlib.sha256(query).hexdigest()}" if query else found
 
 
 class _Collector:

@@ -170,7 +170,7 @@ async def show_saga(app: App, id: str, service: str | None = None, *, name: str 
     return SagaDetail(
         saga=view,
         input=None if run is None else readable(run.input),
-        questions=[_question(one) for one in open_questions(history)],
+        questions=[_question(one) for one in _questions(view, history)],
         changes=changes,
         journal=[entry_view(entry) for entry in history],
     )
@@ -193,6 +193,11 @@ async def _known(store: Store, id: str) -> tuple[SagaView, str, tuple[JournalEnt
         if view.run is not None:
             return view, view.run, await journal.history(store, view.run)
     raise NotFound(f"{store.service} has no saga with the id {id!r}; see them with: skald sagas list")
+
+
+def _questions(view: SagaView, history: Iterable[JournalEntry]) -> list[Question]:
+    """One that was terminated did not come to close them."""
+    return [] if view.status == Status.TERMINATED else open_questions(history)
 
 
 def _question(one: Question) -> QuestionView:
@@ -242,7 +247,7 @@ async def resolve_saga(
         # Before the history: an answer that is taken up in between stands there.
         given = await client.store.fetch(_SQL["answers"], id=id, name=ANSWERS)
         view, run, history = await _known(client.store, id)
-        question = _asked(view, open_questions(history), step)
+        question = _asked(view, _questions(view, history), step)
         if choice not in question.choices:
             raise OperationRefused(f"{step} cannot be answered by {choice.value!r}; use: {', '.join(question.choices)}")
         if result is not None and (choice != Choice.DONE or question.compensation is not None):

@@ -32,7 +32,7 @@ from skald.workflows.calling import Ask, Undoing
 from skald.workflows.definition import Call, ContinueAsNew, Step
 from skald.workflows.failure import Failure, failure_of, let_go
 from skald.workflows.loop import explained
-from skald.workflows.replay import Machine
+from skald.workflows.replay import Machine, give_up_children
 from skald.workflows.signature import Identity
 
 _UNDOING = (Choice.RETRY, Choice.DONE, Choice.SKIP)
@@ -51,7 +51,7 @@ class Course:
         self.executions: list[Execution] = []
         self._machine, self._deadline, self._before = machine, deadline, before
         self._loop = machine.loop
-        self._closed = False
+        self.is_closed = False
         """It calls no further steps."""
         self._pivots: list[Execution] = []
         """Those that run, or may have been done."""
@@ -72,6 +72,8 @@ class Course:
             self._timer = self._loop.call_later(self._deadline, expired)
         try:
             result = await code
+            # One that cannot be stored is a failure like any other.
+            self._machine.workflow.signature.result.encode(result)
         except ContinueAsNew:
             text = "a saga cannot continue as new, because what it would have to undo would be forgotten: start another"
             return await self._failed(WorkflowError(text))
@@ -88,7 +90,7 @@ class Course:
         self._request(reason, late=False)
 
     def _request(self, reason: str, *, late: bool) -> None:
-        if self._closed or self._is_past_pivot:
+        if self.is_closed or self._is_past_pivot:
             return
         if any(pivot.is_busy for pivot in self._pivots):
             if self._stop is None:
@@ -134,7 +136,7 @@ class Course:
 
     async def _carry_out(self, node: str, call: Call | Ask, recovery: Recovery) -> Any:
         machine = self._machine
-        if self._closed:
+        if self.is_closed:
             raise WorkflowError(f"the saga {machine.id!r} is being compensated, and calls no {call.name!r}")
         execution = Execution(len(self.executions) + 1, node, call, recovery)
         self.executions.append(execution)
@@ -198,16 +200,18 @@ class Course:
         if not recovery.critical:
             return None
         in_doubt = is_unknown and execution in self._pivots
-        if self._closed or not (recovery.human or recovery.forward or in_doubt or self._is_past_pivot):
+        if self.is_closed or not (recovery.human or recovery.forward or in_doubt or self._is_past_pivot):
             raise failure
+        if self._stop is not None and recovery.pivot and not in_doubt:
+            self._loop.call_soon(self._stop_now)  # it has not been done, so that nothing is in the way any more
         choices = _DOUBTFUL_PIVOT if in_doubt else _FORWARD if self._is_past_pivot else _BEFORE_THE_PIVOT
         answer = await self._ask_about(execution, choices, failure_of(failure))
         if answer.choice == Choice.FAIL:
             if in_doubt:
                 self._note(execution, None)
             raise failure
-        tried_again = answer.choice == Choice.RETRY and recovery.pivot and not self._is_past_pivot
-        if tried_again and execution not in self._pivots:
+        is_pivot = recovery.pivot and not self._is_past_pivot
+        if is_pivot and answer.choice in (Choice.RETRY, Choice.DONE) and execution not in self._pivots:
             self._pivots.append(execution)
         return answer
 
@@ -234,7 +238,7 @@ class Course:
 
     def _close(self) -> None:
         """Gives up what still runs or waits, in tasks that nobody has awaited; not the pivot, whose outcome decides."""
-        self._closed = True
+        self.is_closed = True
         _cancel(self._timer)
         self._desk.close()
         locking.close(self._machine)
@@ -242,6 +246,7 @@ class Course:
             if execution.state == ExecutionState.STARTED and execution not in self._pivots:
                 execution.call.future.cancel()
                 self._cut_off(execution)
+        give_up_children(self._machine)
 
     async def _settle_pivot(self, pivot: Execution) -> None:
         """The code has failed, and nobody knows whether the pivot was done."""
@@ -376,6 +381,8 @@ def _undoing(
     # By the digest of what it undoes: what it is told besides may be more in another version.
     call = machine.issue(compensation.step, b"", undone.identity[1])
     call.shielded = True
+    if isinstance(undone, Call):
+        call.behind = undone.identity
     return call
 
 

@@ -75,7 +75,7 @@ class Desk:
 
     def enter(self, happening: Happening, change: Change) -> None:
         self.status = follow(self.status, happening)
-        if self._machine.patches.recorded is not None:
+        if self._machine.is_replayed:
             self.ahead.append(self.status)
         else:
             self._machine.mark(self.status, EntryKind.STATUS, encode(change))

@@ -181,7 +181,7 @@ class Lab:
         """Whether anything will go on by itself: a commit, a letter that can be brought, a timer that is due."""
         now = self.clock.now()
         for executor in self._executors:
-            wake_at, _, has_locks = await journal.poll(executor.store)
+            wake_at, _, has_locks, _ = await journal.poll(executor.store)
             found = [wake_at, *(instance.machine.wake_at() for instance in executor.turner.runs.values())]
             if has_locks or _is_busy(executor) or any(time is not None and time <= now for time in found):
                 return True

@@ -55,10 +55,14 @@ class Call(msgspec.Struct, eq=False):
     """An attempt that must not be repeated has begun."""
     unknown: bool = False
     """An earlier attempt may have done it."""
+    woken: bool = False
+    """A timer that is journalled has led to it, and will again: only its own beginning tells that it was attempted."""
     looking: bool = False
     """It is not to be done, only looked up."""
     shielded: bool = False
     """A process that stops lets it end."""
+    behind: Identity | None = None
+    """It does not run beside that call, which was given up, and may not have come to its end."""
     result: bytes | None = None
     """Once it is done."""
     letter: str | None = None
@@ -75,8 +79,9 @@ class Call(msgspec.Struct, eq=False):
     def again(self, future: Any, *, looking: bool = False) -> Call:
         """The same call once more, with the same key; ``looking``: only whether it was done."""
         return msgspec.structs.replace(
-            self, future=future, begun=False, unknown=True, looking=looking, result=None, letter=None
-        )
+            self, future=future, begun=False, unknown=True, looking=looking, behind=self.behind or self.identity,
+            result=None, letter=None,
+        )  # fmt: skip
 
     @property
     def signature(self) -> Signature:

@@ -220,23 +220,25 @@ class Executor:
         await self._clock.synchronise(older_than=10.0)
         await self._bring_back_all()
         await self._resume(await self._suspects.next(self.turner.runs, now), tried=True)
-        wake_at, has_letters, has_locks = await journal.poll(self.store)
+        wake_at, has_letters, has_locks, timer = await journal.poll(self.store)
         while has_locks and await locks.settle(self.store):
-            wake_at, has_letters, has_locks = await journal.poll(self.store)
+            wake_at, has_letters, has_locks, timer = await journal.poll(self.store)
         self.local.has_mail, woken = has_letters, False
         if has_letters:
             await self._deliver()
             woken = await journal.wake(self.store, self.owner)
         now_stored = self._clock.now()
-        if wake_at is not None and 0 < wake_at <= now_stored:
+        # Whatever else is due: it may be of a program that has other code.
+        if timer is not None and timer <= now_stored:
             while not self._stopping and await journal.fire(self.store, self.owner, settings.fire) == settings.fire:
                 pass
         if woken or (wake_at is not None and wake_at <= now_stored):
             if await self._take():
                 return 0.0
-            wake_at, *_ = await journal.poll(self.store)
+            wake_at, *_, timer = await journal.poll(self.store)
             if wake_at is not None and wake_at <= self._clock.now():
-                wake_at = None  # somebody else's just now, or of a program that has its code
+                # Somebody else's just now, or of a program that has its code.
+                wake_at = timer if timer is not None and timer > self._clock.now() else None
         if now >= self._evict_at:
             self._evict_at = now + min(settings.idle / 4, settings.poll)
             self.turner.evict(settings.idle)

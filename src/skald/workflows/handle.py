@@ -108,8 +108,10 @@ class WorkflowHandle:
         pause = FIRST_LOOK
         while True:
             rung.clear()
+            # Asked before: what it has answered by its end can be read behind that.
+            is_open = await self._is_open()
             found = await self._post.store.fetch(journal.SQL["outcome"], id=letter)
-            if not found or (found[0]["outcome"] is None and not await self._is_open()):
+            if not found or (found[0]["outcome"] is None and not is_open):
                 raise WorkflowEnded(self._id, "before it answered")
             if found[0]["outcome"] is not None:
                 async with self._post.store.transaction() as tx:
@@ -157,4 +159,4 @@ class WorkflowHandle:
 
     async def _is_open(self) -> bool:
         known = await journal.by_id(self._post.store, self._id)
-        return known is not None and known.end is None
+        return known is None or known.end is None  # one that is not started yet hears of it then

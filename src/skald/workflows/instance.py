@@ -21,9 +21,9 @@ class Instance:
     durable; so a crash forgets nothing that has had an effect."""
 
     __slots__ = (
-        "asleep", "body", "cause", "correlation", "detaching", "ended", "first", "id", "in_flight", "key", "letters",
-        "machine", "marked", "parent", "pending", "progress", "replies", "rest", "run", "seen", "since", "started",
-        "stopped", "taken", "tasks", "wake_at", "workflow",
+        "asleep", "behind", "body", "cause", "correlation", "detaching", "ended", "first", "id", "in_flight", "key",
+        "letters", "machine", "marked", "parent", "pending", "progress", "replies", "rest", "run", "seen", "since",
+        "started", "stopped", "taken", "tasks", "wake_at", "workflow",
     )  # fmt: skip
 
     def __init__(
@@ -63,6 +63,8 @@ class Instance:
         """Set when it is to leave memory."""
         self.tasks: dict[Identity, Job[Any] | asyncio.Task[Any]] = {}
         """Steps that run, and children that are being started."""
+        self.behind: dict[Identity, list[AnyCall]] | None = None
+        """Calls that begin when the attempt at another one has come to its end."""
         self.detaching = 0
         """Children that outlive it, and are just being started."""
         self.asleep: asyncio.TimerHandle | None = None

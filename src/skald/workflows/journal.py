@@ -100,10 +100,11 @@ def _known(rows: list[Row]) -> Known | None:
     return Known(**{**row, **fixed})
 
 
-async def poll(store: Store) -> tuple[int | None, bool, bool]:
-    """When the next workflow without an owner is due, whether there are any letters, and locks to be decided on."""
+async def poll(store: Store) -> tuple[int | None, bool, bool, int | None]:
+    """When the next workflow without an owner is due, whether there are any letters, and locks to be decided on; and
+    when the next one is due that is not so at once."""
     [row] = await store.fetch(SQL["poll"])
-    return row["wake_at"], bool(row["letters"]), bool(row["locks"])
+    return row["wake_at"], bool(row["letters"]), bool(row["locks"]), row["timer"]
 
 
 async def fire(store: Store, owner: str, most: int) -> int:

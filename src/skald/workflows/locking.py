@@ -27,7 +27,7 @@ from skald.workflows.signature import digest_of, identity_text
 
 Conflict = Literal["wait", "fail", "proceed"]
 _CONFLICTS = get_args(Conflict)
-_LOCKS, _CLOSED = "locks", "locks closed"
+_LOCKS = "locks"
 """Of ``Machine.local``."""
 
 
@@ -141,9 +141,13 @@ def lock(key: str, *, conflict: Conflict = "wait", timeout: float | None = None)
             f"{user_line()}: lock(conflict={conflict!r}, timeout={timeout}): a number of seconds above 0, and only "
             "where it waits"
         )
-    if machine.local.get(_CLOSED):
-        raise WorkflowError(f"the saga {machine.id!r} is being compensated, and takes no lock {key!r}")
+    _ensure_open(machine, key)
     return _taken(machine, key, conflict, timeout)
+
+
+def _ensure_open(machine: Machine, key: str) -> None:
+    if machine.conductor is not None and machine.conductor.is_closed:
+        raise WorkflowError(f"the saga {machine.id!r} is being compensated, and takes no lock {key!r}")
 
 
 def _is_key(key: object) -> bool:
@@ -158,6 +162,7 @@ async def _taken(machine: Machine, key: str, conflict: Conflict, timeout: float 
             async with locks.turn(key):
                 if key in locks.held:
                     return Lock(key)
+                _ensure_open(machine, key)  # it may have waited for its turn
                 want = _want(machine, locks, key, conflict)
                 return cast("Lock", await machine.outcome(want))
     except TimeoutError:
@@ -177,7 +182,6 @@ def _want(machine: Machine, locks: Locks, key: str, conflict: Conflict) -> Want:
 
 def close(machine: Machine) -> None:
     """The code has ended, and the saga wants no further locks; branches that nobody has awaited may wait for some."""
-    machine.local[_CLOSED] = True
     for call in tuple(machine.calls.values()):
         if isinstance(call, Want):
             call.future.cancel()

@@ -41,6 +41,9 @@ class Evicted(BaseException):
 class Conductor(Protocol):
     """What stands between a saga's code and its machine."""
 
+    is_closed: bool
+    """The code has ended, and calls nothing any more."""
+
     def call(self, step: Step[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Coroutine[Any, Any, Any]: ...
 
     def ask(self, ask: Ask) -> Coroutine[Any, Any, Any]: ...
@@ -128,7 +131,7 @@ class Machine:
         self.patches = Patches(self.mark)
         self.conductor: Conductor | None = None
         """Of a saga."""
-        self._over = False
+        self._over = self.is_replayed = False
         self.loop = WorkflowLoop(  # type: ignore[abstract]  # what is missing are its refusals
             time / 1e6, salt=crc32(run.encode()), host=self, complain=self._complain
         )
@@ -195,6 +198,8 @@ class Machine:
     def replay(self, history: Sequence[JournalEntry]) -> None:
         """Begins, and delivers what has happened. What it still waits for is in ``called`` then."""
         self.patches.recorded = {entry.name for entry in history if entry.kind == EntryKind.PATCH}
+        # Where nothing was written yet, the statuses of the first turn are not either.
+        self.is_replayed = bool(history)
         self.begin()
         waiting: dict[Identity, AnyCall] = {}
         replies: dict[str, Reply] = {}
@@ -206,7 +211,7 @@ class Machine:
         ahead = [] if self.conductor is None else self.conductor.ahead()
         if ahead and not untold:  # what such a timer leads to has yet to happen
             raise Diverged(self.position, "no change of its status", f"is {ahead[0]}")
-        self.patches.recorded = None
+        self.patches.recorded, self.is_replayed = None, False
         self.called = [call for call in waiting.values() if call.identity in self.calls]
         # Again, because the one who gave them may have died before he could; a second reply changes nothing.
         self.inbox.replies = list(replies.values())
@@ -257,6 +262,8 @@ class Machine:
     def child(self, workflow: Workflow[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> Child:
         """Calls a workflow; it is awaited by ``joined``."""
         self.ensure_alive(f"the workflow {workflow.name}")
+        if self.conductor is not None and self.conductor.is_closed:
+            raise WorkflowError(f"the saga {self.id!r} is being compensated, and calls no {workflow.name!r}")
         body, digest = workflow.called(args)
         name = f"workflow {workflow.name}"
         occurrence = self.count(name, digest)
@@ -322,8 +329,9 @@ class Machine:
                 self.task.cancel(reason) if self.conductor is None else self.conductor.cancel(reason)
             case EntryKind.STEP_BEGUN:
                 call = self.calls.get((entry.name, entry.digest, entry.occurrence))
-                if isinstance(call, Call):
-                    call.begun = True
+                if not isinstance(call, Call):
+                    raise _diverged(self, _told(entry))
+                call.begun = True
             case _:
                 self._complete(entry, value)
 
@@ -381,6 +389,14 @@ class Machine:
         self.complaints.append(f"{said}: {type(error).__name__}" if error else said)
 
 
+def give_up_children(machine: Machine) -> None:
+    """Those that go with the code that has called them."""
+    for call in tuple(machine.calls.values()):
+        if isinstance(call, Child) and not call.detached:
+            call.future.cancel()
+            machine._drop(call)
+
+
 def _forget_what_was_asked(machine: Machine, waiting: dict[Identity, AnyCall], replies: dict[str, Reply]) -> None:
     waiting.update((call.identity, call) for call in machine.called)
     replies.update((reply.letter, reply) for reply in machine.inbox.replies)
@@ -428,5 +444,7 @@ def _told(entry: JournalEntry) -> str:
             return f"the {entry.kind.name.lower()} {entry.name!r}"
         case EntryKind.CANCEL:
             return "a request to cancel it"
+        case EntryKind.STEP_BEGUN:
+            return f"an attempt at {entry.name}#{entry.occurrence} ({entry.digest.hex()[:8]})"
         case _:
             return f"the end of {entry.name}#{entry.occurrence} ({entry.digest.hex()[:8]})"

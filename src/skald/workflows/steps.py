@@ -234,7 +234,9 @@ def _failure_in(error: BaseException) -> Exception:
     task = asyncio.current_task()
     if isinstance(error, asyncio.CancelledError) and task is not None and not task.cancelling():
         return HandlerCancelled()  # nobody asked this task for it
-    raise error
+    if isinstance(error, asyncio.CancelledError | KeyboardInterrupt | GeneratorExit):
+        raise error
+    return RuntimeError(f"the step raised {describe(error)}, which is no Exception")
 
 
 def progress_id(run: str, identity: Identity) -> str:
@@ -262,7 +264,7 @@ class _Performance:
         step, call, result, failure = self._step, self._call, None, None
         settled = False
         try:
-            if step.is_plain and not (call.unknown or call.looking or self._instance.progress):
+            if step.is_plain and not (call.unknown or call.woken or call.looking or self._instance.progress):
                 # Most steps are just a function that returns: everything else is made when it is needed.
                 current_cause.set(self._instance.cause)
                 current_attempt.set(self._first)
@@ -310,7 +312,7 @@ class _Performance:
             return EntryKind.STEP_DONE, *await self._found()
         if unknown and step.at_most_once and step.lookup is None:
             raise OutcomeUnknown(f"{step.name} had begun when its process ended, and is done at most once")
-        if step.at_most_once and not unknown:
+        if (step.at_most_once or call.woken) and not unknown:
             await mark(self._instance, call)
         number, last = 0, None
         if failure is not None:

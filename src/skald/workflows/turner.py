@@ -162,13 +162,19 @@ class Turner:
         untold = [entry for entry in history[-1:] if entry.kind == EntryKind.TIMER and entry.occurrence]
         outstanding: list[AnyCall] = []
         try:
-            if instance.first and not history:
+            if ending and not history:
+                pass  # it never began
+            elif instance.first and not history:
                 machine.begin()
             else:
                 machine.replay(history[: len(history) - len(untold)])
                 outstanding, machine.called = machine.called, []
             for entry in untold:
                 machine.deliver(entry)
+                for call in machine.called:
+                    # Where it matters whether it may have been done before.
+                    if isinstance(call, Call) and (machine.conductor is not None or call.step.lookup is not None):
+                        call.woken = True
         except Exception as error:
             if not ending:  # which needs no history that fits
                 self._stop(instance, error)
@@ -275,6 +281,11 @@ class Turner:
         over = []
         for call in called:
             if isinstance(call, Call) and instance.wants(call):
+                if call.behind is not None and call.behind in instance.tasks:
+                    # It was given up and is not over: nobody can stop a thread, and cleaning up takes time.
+                    instance.behind = instance.behind or {}
+                    instance.behind.setdefault(call.behind, []).append(call)
+                    continue
                 job = Job(self._steps.perform(instance, call, self._mark), (instance, call))
                 if self._crew.run(job):
                     over.append(job)
@@ -309,6 +320,9 @@ class Turner:
         instance, call = job.about
         if instance.tasks.get(call.identity) is job:  # and not that of the same call once more
             del instance.tasks[call.identity]
+            behind = instance.behind.pop(call.identity, None) if instance.behind else None
+            if behind and not self.stopping:
+                self._run(instance, behind)
         if instance.wants(call):
             self._over(job)
 

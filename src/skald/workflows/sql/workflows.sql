@@ -12,6 +12,7 @@ WHERE run = :run
 
 -- name: poll
 SELECT (SELECT min(wake_at) FROM skald_workflows WHERE wake_at IS NOT NULL) AS wake_at,
+       (SELECT min(wake_at) FROM skald_workflows WHERE wake_at > 0) AS timer,
        CASE WHEN EXISTS (SELECT 1 FROM skald_letters WHERE to_run IS NOT NULL AND taken = 0)
               OR EXISTS (SELECT 1 FROM skald_letters WHERE to_id IS NOT NULL AND taken = 0)
               OR EXISTS (SELECT 1 FROM skald_letters WHERE to_key IS NOT NULL AND taken = 0)
