@@ -197,6 +197,26 @@ async def test_one_that_is_terminated_before_it_begins_does_nothing(store_url: s
         assert rows == [{"id": "x", "state": "terminated"}]
 
 
+@workflow
+async def waiting_for_a_child() -> str:
+    return await legacy.run(id="kid")
+
+
+async def test_one_that_is_terminated_before_it_was_told_anything_gives_up_its_children(
+    store_url: str,  # noqa: F811
+) -> None:
+    async with playing(store_url, waiting_for_a_child, legacy, idle=0.0) as app:
+        handle = await waiting_for_a_child.start(id="x")
+
+        async def is_kid(state: str, owner: str) -> bool:
+            sql = f"SELECT 1 AS one FROM skald_workflows WHERE id = 'kid' AND state = :state AND owner IS {owner}"
+            return bool(await app.service("jobs").fetch(sql, state=state))
+
+        await eventually(lambda: is_kid("running", "NULL"))
+        await handle.terminate("enough")
+        await eventually(lambda: is_kid("cancelled", "NULL"))
+
+
 async def test_an_update_may_come_before_the_start(store_url: str) -> None:  # noqa: F811
     async with playing(store_url, finishing):
         update = asyncio.create_task(finishing.handle("x").update(finish, "a"))

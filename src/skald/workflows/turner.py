@@ -162,10 +162,9 @@ class Turner:
         untold = [entry for entry in history[-1:] if entry.kind == EntryKind.TIMER and entry.occurrence]
         outstanding: list[AnyCall] = []
         try:
-            if ending and not history:
-                pass  # it never began
-            elif instance.first and not history:
-                machine.begin()
+            if instance.first and not history:
+                if not ending:
+                    machine.begin()
             else:
                 machine.replay(history[: len(history) - len(untold)])
                 outstanding, machine.called = machine.called, []
