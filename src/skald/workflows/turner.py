@@ -126,6 +126,8 @@ class Turner:
                 self._leave(instance)
 
         await outside(leave_all)
+        # What they were told at last is written before the process gives up its right to write.
+        await self.recorder.quiet()
 
     def add(self, instance: Instance) -> None:
         self.live[instance.id] = self.runs[instance.run] = instance
