@@ -39,7 +39,7 @@ PATIENT = {
     "SKALD_LEASE": "2",
 }
 """No provider is slow here: an order that is given up because a busy machine was would be cancelled, rightly."""
-PLAIN, SEED = {"choreography": 6, "orchestration": 3, "hybrid": 3}, 20_261_120
+PLAIN, SEED = dict.fromkeys(("choreography", "orchestration", "hybrid"), 3), 20_261_120
 ALL = {"choreography": None, "orchestration": 20, "hybrid": 20}
 """Of the places, drawn by the seed where there are many: an order with sagas has more writes."""
 
