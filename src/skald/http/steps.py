@@ -166,7 +166,7 @@ def _place(url: str, shown: str, fields: dict[str, str]) -> str:
     take such segments out of a path. After the path they mean nothing."""
     for segment in url.partition("?")[0].split("/"):
         if "{" in segment and (found := segment.format(**fields)) in _ELSEWHERE:
-            raise HttpUnsendable(f"{shown}: {segment} is {found!r}, so this would be a request to another place")
+            raise HttpUnsendable(f"{shown}: {segment} is {found!r}, which is another place: check it before the step")
     return url.format(**fields)
 
 

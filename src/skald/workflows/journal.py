@@ -17,7 +17,10 @@ from skald.workflows.definition import Workflow
 from skald.workflows.failure import BY_CALLER, End
 from skald.workflows.forgetting import Forgotten
 
-SQL = blocks("skald.workflows", "workflows")
+_HEARS = "(w.state = 'running' OR l.kind = 3 OR (l.kind = 2 AND w.state = 'scheduled' AND w.parent IS NULL))"
+"""A termination is heard in any state. A cancellation also by one that has not begun, but for a child, which the retry
+of its parent may want to keep."""
+SQL = {name: text.replace("{hears}", _HEARS) for name, text in blocks("skald.workflows", "workflows").items()}
 SIZES = (1, 10, 50, 200)
 """Of the lists of runs whose journals are read at once."""
 OPEN = (WorkflowState.SCHEDULED, WorkflowState.RUNNING, WorkflowState.PAUSED)

@@ -1,6 +1,6 @@
 -- Portable SQL on workflows, their journals and their letters. {for_update} claims rows where several may write at once.
 -- A row with an owner, one that is paused and one that has ended have no wake_at. Below 1 it is due at once.
--- A cancellation reaches one that has not begun, but for a child, which the retry of its parent may want to keep.
+-- {hears}: the letter l makes somebody take the workflow w.
 
 -- name: by_id
 SELECT run, id, workflow, state, owner, parent, input, outcome, started_at, ended_at, style FROM skald_workflows
@@ -26,15 +26,15 @@ SELECT (SELECT min(wake_at) FROM skald_workflows WHERE wake_at IS NOT NULL) AS w
 -- name: asleep
 SELECT 1 AS one FROM skald_letters l JOIN skald_workflows w ON w.run = l.to_run
 WHERE l.to_run IS NOT NULL AND l.taken = 0 AND l.kind <> 7 AND w.owner IS NULL AND w.ended_at IS NULL
-AND (w.state = 'running' OR l.kind = 3 OR (l.kind = 2 AND w.state = 'scheduled' AND w.parent IS NULL))
+AND {hears}
 UNION ALL
 SELECT 1 FROM skald_letters l JOIN skald_workflows w ON w.id = l.to_id AND w.latest = 1
 WHERE l.to_id IS NOT NULL AND l.taken = 0 AND w.owner IS NULL AND w.ended_at IS NULL
-AND (w.state = 'running' OR l.kind = 3 OR (l.kind = 2 AND w.state = 'scheduled' AND w.parent IS NULL))
+AND {hears}
 UNION ALL
 SELECT 1 FROM skald_letters l JOIN skald_workflows w ON w.key = l.to_key AND w.ended_at IS NULL
 WHERE l.to_key IS NOT NULL AND l.taken = 0 AND w.owner IS NULL
-AND (w.state = 'running' OR l.kind = 3 OR (l.kind = 2 AND w.state = 'scheduled' AND w.parent IS NULL))
+AND {hears}
 LIMIT 1
 
 -- name: fire
@@ -104,24 +104,21 @@ UPDATE skald_workflows SET wake_at = 0
 WHERE run IN (
     SELECT w.run FROM skald_letters l JOIN skald_workflows w ON w.run = l.to_run
     WHERE l.to_run IS NOT NULL AND l.taken = 0 AND l.kind <> 7 AND w.owner IS NULL AND w.ended_at IS NULL
-    AND coalesce(w.wake_at, 1) > 0
-    AND (w.state = 'running' OR l.kind = 3 OR (l.kind = 2 AND w.state = 'scheduled' AND w.parent IS NULL)) {for_update})
+    AND coalesce(w.wake_at, 1) > 0 AND {hears} {for_update})
 
 -- name: wake_ids
 UPDATE skald_workflows SET wake_at = 0
 WHERE run IN (
     SELECT w.run FROM skald_letters l JOIN skald_workflows w ON w.id = l.to_id AND w.latest = 1
     WHERE l.to_id IS NOT NULL AND l.taken = 0 AND w.owner IS NULL AND w.ended_at IS NULL
-    AND coalesce(w.wake_at, 1) > 0
-    AND (w.state = 'running' OR l.kind = 3 OR (l.kind = 2 AND w.state = 'scheduled' AND w.parent IS NULL)) {for_update})
+    AND coalesce(w.wake_at, 1) > 0 AND {hears} {for_update})
 
 -- name: wake_keys
 UPDATE skald_workflows SET wake_at = 0
 WHERE run IN (
     SELECT w.run FROM skald_letters l JOIN skald_workflows w ON w.key = l.to_key AND w.ended_at IS NULL
     WHERE l.to_key IS NOT NULL AND l.taken = 0 AND w.owner IS NULL
-    AND coalesce(w.wake_at, 1) > 0
-    AND (w.state = 'running' OR l.kind = 3 OR (l.kind = 2 AND w.state = 'scheduled' AND w.parent IS NULL)) {for_update})
+    AND coalesce(w.wake_at, 1) > 0 AND {hears} {for_update})
 
 -- name: outcome
 SELECT outcome FROM skald_letters WHERE id = :id
