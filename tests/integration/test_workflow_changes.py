@@ -246,6 +246,62 @@ async def test_workflows_that_have_ended_are_deleted_after_a_while(url: str, mon
         assert await first_version.handle("open").result() == "first"
 
 
+@workflow
+async def chained(first: str, rounds: int = 3) -> str:
+    if rounds:
+        workflows.continue_as_new(f"{first}+", rounds - 1)
+    await note(first)
+    return await go.receive()
+
+
+@workflow
+async def waiting_for_it(id: str) -> str:
+    return await chained.run(id, id=f"{id}.kid")
+
+
+@pytest.mark.parametrize("batch", [1, 2, 100])
+async def test_with_what_an_id_was_started_is_known_as_long_as_its_last_run(
+    url: str, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("skald.workflows.executor.PRUNE_EVERY", 0.0)
+    monkeypatch.setattr("skald.workflows.executor.PRUNE_BATCH", batch)
+
+    async def left(service: Service) -> list[str]:
+        rows = await service.fetch("SELECT id, state FROM skald_workflows")
+        return sorted(f"{row['id']} {row['state']}" for row in rows)
+
+    async def only(*wanted: str) -> None:
+        assert await left(jobs) == sorted(wanted)
+
+    async with playing(url, chained, waiting_for_it, retention=None) as jobs:
+        # A chain before, whose end is forgotten with its beginning.
+        await chained.start("before", id="x")
+        await at_signal(jobs, "x")
+        await jobs.signal(go, "go", id="x")
+        await chained.handle("x").result()
+        await chained.start("x", id="x", existing="restart")
+        await waiting_for_it.start("p", id="p")
+        for id in ("x", "p.kid"):
+            await at_signal(jobs, id)
+        assert len(await left(jobs)) == 13
+    open_ones = ["p running", "p.kid continued", "p.kid running", "x continued", "x running"]
+    async with playing(url, chained, waiting_for_it, retention=0.0) as jobs:
+        await eventually(lambda: only(*open_ones))
+        runs = {str(row["run"]) for row in await jobs.fetch("SELECT run FROM skald_journal")}
+        assert len(runs) == 2, "of the first runs only the rows are left"
+        assert (await chained.start("x", id="x")).id == "x"
+        for other in ("before", "y"):
+            with pytest.raises(WorkflowMismatch):
+                await chained.start(other, id="x")
+    async with playing(url, chained, waiting_for_it, retention=None) as jobs:
+        for id in ("x", "p.kid"):
+            await jobs.signal(go, "went", id=id)
+        assert await asyncio.wait_for(chained.handle("x").result(), 30) == "went"
+        assert await asyncio.wait_for(waiting_for_it.handle("p").result(), 30) == "went"
+    async with playing(url, chained, waiting_for_it, retention=0.0) as jobs:
+        await eventually(lambda: only())
+
+
 async def test_a_payload_over_the_limit_is_refused_by_name(url: str) -> None:
     @workflow
     async def large(text: str) -> str:

@@ -342,7 +342,7 @@ class Executor:
         now = self._clock.now()
         if self._settings.retention is not None:
             before = now - round(self._settings.retention * _DAY)
-            if await journal.prune(self.store, before, PRUNE_BATCH) == PRUNE_BATCH:
+            if await journal.prune(self.store, now, before, PRUNE_BATCH) == PRUNE_BATCH:
                 self._prune_at = 0.0  # there may be more, at the next look
             await journal.prune_letters(self.store, now - round(LETTER_DAYS * _DAY), before)
 

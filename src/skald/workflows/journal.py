@@ -20,7 +20,13 @@ from skald.workflows.forgetting import Forgotten
 _HEARS = "(w.state = 'running' OR l.kind = 3 OR (l.kind = 2 AND w.state = 'scheduled' AND w.parent IS NULL))"
 """A termination is heard in any state. A cancellation also by one that has not begun, but for a child, which the retry
 of its parent may want to keep."""
-SQL = {name: text.replace("{hears}", _HEARS) for name, text in blocks("skald.workflows", "workflows").items()}
+_IS_CONTINUED = """f.state = 'continued' AND NOT EXISTS (SELECT 1 FROM skald_workflows other
+    WHERE other.id = f.id AND other.latest = 0 AND other.state <> 'continued' AND other.run > f.run)"""
+"""By the last run of its id, with any number of runs in between."""
+SQL = {
+    name: text.replace("{hears}", _HEARS).replace("{is_continued}", _IS_CONTINUED)
+    for name, text in blocks("skald.workflows", "workflows").items()
+}
 SIZES = (1, 10, 50, 200)
 """Of the lists of runs whose journals are read at once."""
 OPEN = (WorkflowState.SCHEDULED, WorkflowState.RUNNING, WorkflowState.PAUSED)
@@ -159,7 +165,7 @@ async def owned(store: Store, owner: str) -> set[str]:
 
 
 async def was_started_with(store: Store, id: str, workflow: Workflow[..., Any], given: bytes) -> bool:
-    """Whether any run of this id was."""
+    """Whether the last run of this id was, or one that it continues."""
     if await store.fetch(SQL["started_with"], id=id, workflow=workflow.name, input=given):
         return True
     if not workflow.signature.has_defaults:
@@ -303,13 +309,17 @@ async def _refuse(store: Store, id: str, wanted: str) -> None:
         raise WorkflowBusy(f"workflow {id!r} is {known.state.value}, and not {wanted}")
 
 
-async def prune(store: Store, before: int, most: int) -> int:
-    """Deletes workflows that ended before a time (microseconds), at most so many; returns how many."""
+async def prune(store: Store, now: int, before: int, most: int) -> int:
+    """Deletes workflows that ended before a time (microseconds), about so many; returns how many. Of one that goes on as
+    new the first run stays, without its journal and as if it had ended now, as long as the last one: it knows with what
+    the id was started."""
     token = -1 - secrets.randbits(60)
     async with store.transaction() as tx:
         chosen = await tx.execute(_sql(store, "choose"), token=token, before=before, most=most)
         if chosen:
+            await tx.execute(SQL["choose_before"], token=token)
             await tx.execute(SQL["prune_journal"], token=token)
+            await tx.execute(SQL["spare_first"], token=token, before=before, now=now)
             await tx.execute(SQL["prune_told"], token=token)
             await tx.execute(SQL["prune"], token=token)
     return chosen

@@ -57,8 +57,9 @@ SET owner = :owner, wake_at = NULL, deaths = CASE WHEN deaths >= :suspicious THE
     started_at = CASE WHEN state = 'scheduled' THEN :now ELSE started_at END, state = 'running'
 WHERE run IN (
     SELECT run FROM skald_workflows w WHERE wake_at <= :now AND (wake_at < 1 OR state = 'scheduled')
-    AND (replace(:names, ',' || workflow || ',', '') <> :names OR EXISTS (
-        SELECT 1 FROM skald_letters l WHERE l.kind = 3 AND l.taken = 0 AND (l.to_run = w.run OR l.to_id = w.id)))
+    AND (replace(:names, ',' || workflow || ',', '') <> :names
+         OR EXISTS (SELECT 1 FROM skald_letters l WHERE l.kind = 3 AND l.taken = 0 AND l.to_run = w.run)
+         OR EXISTS (SELECT 1 FROM skald_letters l WHERE l.kind = 3 AND l.taken = 0 AND l.to_id = w.id))
     ORDER BY wake_at LIMIT :most {for_update})
 RETURNING run, id, workflow, parent, key, input, started_at, deaths, correlation
 
@@ -130,7 +131,7 @@ DELETE FROM skald_letters WHERE id = :id
 UPDATE skald_workflows SET state = 'running', wake_at = 0, outcome = NULL WHERE id = :id AND latest = 1 AND state = 'paused'
 
 -- name: drop_pauses
-DELETE FROM skald_letters WHERE kind = 4 AND to_id = :id
+DELETE FROM skald_letters WHERE kind = 4 AND taken = 0 AND to_id = :id
 
 -- name: key_holder
 SELECT o.key, o.id FROM skald_workflows w JOIN skald_workflows o ON o.key = w.key
@@ -171,6 +172,18 @@ UPDATE skald_workflows SET wake_at = :token WHERE run IN (
 DELETE FROM skald_journal WHERE run IN (
     SELECT run FROM skald_workflows WHERE wake_at = :token AND ended_at IS NOT NULL)
 
+-- name: choose_before
+UPDATE skald_workflows AS w SET wake_at = :token WHERE latest = 0 AND state = 'continued' AND EXISTS (
+    SELECT 1 FROM skald_workflows last
+    WHERE last.id = w.id AND last.run > w.run AND last.wake_at = :token AND last.state <> 'continued')
+    AND id IN (SELECT id FROM skald_workflows WHERE wake_at = :token AND state <> 'continued')
+
+-- name: spare_first
+UPDATE skald_workflows AS w SET wake_at = NULL, ended_at = :now WHERE wake_at = :token AND state = 'continued'
+    AND EXISTS (SELECT 1 FROM skald_workflows last
+                WHERE last.id = w.id AND last.latest = 1 AND (last.ended_at IS NULL OR last.ended_at >= :before))
+    AND run = (SELECT run FROM skald_workflows f WHERE id = w.id AND latest = 0 AND {is_continued} ORDER BY run LIMIT 1)
+
 -- name: prune_told
 DELETE FROM skald_letters WHERE taken = 0 AND kind BETWEEN 1 AND 4 AND to_id IN (
     SELECT id FROM skald_workflows WHERE wake_at = :token AND ended_at IS NOT NULL AND latest = 1)
@@ -179,19 +192,22 @@ DELETE FROM skald_letters WHERE taken = 0 AND kind BETWEEN 1 AND 4 AND to_id IN 
 DELETE FROM skald_workflows WHERE wake_at = :token AND ended_at IS NOT NULL
 
 -- name: prune_letters
-DELETE FROM skald_letters WHERE time < :before AND (
+DELETE FROM skald_letters AS l WHERE time < :before AND (
     (taken = 1 AND outcome IS NOT NULL)
-    OR to_run IN (SELECT run FROM skald_workflows WHERE ended_at IS NOT NULL)
-    OR (to_run IS NOT NULL AND NOT EXISTS (SELECT 1 FROM skald_workflows w WHERE w.run = to_run))
-    OR to_id IN (SELECT id FROM skald_workflows WHERE ended_at IS NOT NULL AND latest = 1)
-    OR (time < :long_before AND to_run IS NULL AND NOT EXISTS (
-        SELECT 1 FROM skald_workflows w WHERE w.ended_at IS NULL AND (w.id = to_id OR w.key = to_key))))
+    OR (to_run IS NOT NULL AND NOT EXISTS (
+        SELECT 1 FROM skald_workflows w WHERE w.run = l.to_run AND w.ended_at IS NULL))
+    OR EXISTS (SELECT 1 FROM skald_workflows w WHERE w.id = l.to_id AND w.latest = 1 AND w.ended_at IS NOT NULL)
+    OR (time < :long_before AND to_run IS NULL
+        AND NOT EXISTS (SELECT 1 FROM skald_workflows w WHERE w.id = l.to_id AND w.latest = 1 AND w.ended_at IS NULL)
+        AND NOT EXISTS (SELECT 1 FROM skald_workflows w WHERE w.key = l.to_key AND w.ended_at IS NULL)))
 
 -- name: owned
 SELECT run FROM skald_workflows WHERE owner = :owner
 
 -- name: started_with
-SELECT 1 AS one FROM skald_workflows WHERE id = :id AND workflow = :workflow AND input = :input LIMIT 1
+SELECT 1 AS one FROM skald_workflows f
+WHERE id = :id AND workflow = :workflow AND input = :input AND (latest = 1 OR (latest = 0 AND {is_continued})) LIMIT 1
 
 -- name: inputs
-SELECT DISTINCT input FROM skald_workflows WHERE id = :id AND workflow = :workflow
+SELECT DISTINCT input FROM skald_workflows f
+WHERE id = :id AND workflow = :workflow AND (latest = 1 OR (latest = 0 AND {is_continued}))
