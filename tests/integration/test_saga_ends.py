@@ -124,6 +124,50 @@ async def test_a_result_that_cannot_be_stored_is_a_failure_like_any_other() -> N
         assert told == ["take a", "give back a"]
 
 
+class Halt(BaseException):
+    pass
+
+
+@saga
+async def halting(name: str) -> str:
+    await take("a")
+    if name == "as new":
+        async with asyncio.TaskGroup():
+            workflows.continue_as_new("b")
+    if name == "in a group":
+        async with asyncio.TaskGroup():
+            raise Halt
+    raise Halt
+
+
+@pytest.mark.parametrize("name", ["as new", "in a group", "at once"])
+async def test_whatever_ends_the_code_is_a_failure(name: str) -> None:
+    async with laboratory(Service("s", workflows=[halting])) as lab:
+        handle = await halting.start(name, id="s-1")
+        await lab.settle()
+        assert await state(lab, handle) == "failed"
+        assert told == ["take a", "give back a"]
+        assert (await statuses(lab, "s-1"))[-1] == "COMPENSATED"
+
+
+@saga
+async def pausing() -> None:
+    async with asyncio.TaskGroup() as group:
+        group.create_task(take("a"))
+        await go.receive()
+
+
+async def test_leaving_memory_in_a_task_group_is_none() -> None:
+    async with laboratory(Service("s", workflows=[pausing]), idle=0.0) as lab:
+        handle = await pausing.start(id="s-1")
+        await lab.settle()
+        assert told == ["take a"]
+        await handle.signal(go, "")
+        await lab.settle()
+        assert await state(lab, handle) == "completed"
+        assert told == ["take a"]
+
+
 async def test_one_that_fails_in_its_first_turn_ends_wherever_it_crashes() -> None:
     async def scenario(lab: Lab) -> str:
         handle = await invalid.start("x", id="s-1", delay=5)

@@ -701,6 +701,44 @@ async def _continue() -> None:
 
 
 @workflow
+async def in_groups(left: int) -> int:
+    """The innermost has a task that is cancelled with it."""
+    async with asyncio.TaskGroup(), asyncio.TaskGroup() as group:
+        if left:
+            group.create_task(for_ever.run("in a group"))
+            await note(f"{left}")
+            workflows.continue_as_new(left - 1)
+    return left
+
+
+@workflow
+async def failing_in_a_group() -> None:
+    async def fail_late() -> None:
+        try:
+            await asyncio.sleep(1000)  # sleep: a durable timer
+        finally:
+            raise ValueError("late")
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(fail_late())
+        await note("once")
+        workflows.continue_as_new()
+
+
+@workflow
+async def first_of(count: int) -> list[int]:
+    async def one(number: int) -> int:
+        called.append(number)
+        return await odd_fails(number)
+
+    found = await workflows.map(range(count), one, max_concurrency=2, tolerated_failures=9, min_successful=2)
+    return sorted(found.results)
+
+
+called: list[int] = []
+
+
+@workflow
 async def handing_over(order: str, wait: bool) -> str:
     if wait:
         await note(order)
@@ -710,7 +748,7 @@ async def handing_over(order: str, wait: bool) -> str:
 
 MORE = (
     impatient, patching_later, patching_first, squares, failing_once, twice, leaving, for_ever, nosy, later_child,
-    continuing_elsewhere, handing_over,
+    continuing_elsewhere, handing_over, in_groups, failing_in_a_group, first_of,
 )  # fmt: skip
 
 
@@ -727,6 +765,21 @@ async def test_what_a_timer_leads_to_happens_also_to_one_that_was_asleep(url: st
         assert await asyncio.wait_for(impatient.run("o-1", id="o-1"), 30) == "gave up"
         await state_of(orders, "o-1/kid", "cancelled")
         assert await asyncio.wait_for(patching_later.run("o-2"), 30) == "new"
+
+
+async def test_a_run_continues_as_new_out_of_task_groups_in_which_nothing_fails(url: str, idle: float) -> None:
+    async with playing(url, idle):
+        assert await asyncio.wait_for(in_groups.run(2, id="o-1"), 30) == 0
+        assert done == ["2", "1"]
+        with pytest.raises(WorkflowFailed, match="2 sub-exceptions"):
+            await asyncio.wait_for(failing_in_a_group.run(), 30)
+
+
+async def test_a_map_that_has_enough_calls_no_further_item(url: str, idle: float) -> None:
+    async with playing(url, idle):
+        called.clear()
+        assert await asyncio.wait_for(first_of.run(9), 30) == [0, 2]
+        assert set(called) <= {0, 1, 2, 3}, "with two at a time, which is seen again in a replay"
 
 
 async def test_a_run_that_begins_elsewhere_has_its_patches(url: str, idle: float) -> None:

@@ -29,12 +29,13 @@ from skald.sagas.recovery import Recovery
 from skald.workflows import locking
 from skald.workflows.asking import answered, issue
 from skald.workflows.calling import Ask, Undoing
-from skald.workflows.definition import Call, ContinueAsNew, Step
+from skald.workflows.definition import Call, Step, continuation
 from skald.workflows.failure import Failure, failure_of, let_go
 from skald.workflows.loop import explained
-from skald.workflows.replay import Machine, give_up_children
+from skald.workflows.replay import Evicted, Machine, give_up_children
 from skald.workflows.signature import Identity
 
+_NOT_AS_NEW = "a saga cannot continue as new, because what it would have to undo would be forgotten: start another"
 _UNDOING = (Choice.RETRY, Choice.DONE, Choice.SKIP)
 _FORWARD = (Choice.RETRY, Choice.DONE, Choice.SKIP)
 _BEFORE_THE_PIVOT = (Choice.RETRY, Choice.DONE, Choice.SKIP, Choice.FAIL)
@@ -74,14 +75,14 @@ class Course:
             result = await code
             # One that cannot be stored is a failure like any other.
             self._machine.workflow.signature.result.encode(result)
-        except ContinueAsNew:
-            text = "a saga cannot continue as new, because what it would have to undo would be forgotten: start another"
-            return await self._failed(WorkflowError(text))
         except asyncio.CancelledError as cancelled:
             late = TimeoutError(f"the saga took longer than deadline={self._deadline:g} s") if self._is_late else None
             return await self._failed(late or cancelled)
-        except (Exception, SystemExit) as error:
-            return await self._failed(error)
+        except (KeyboardInterrupt, GeneratorExit, Evicted):
+            raise
+        except BaseException as error:
+            self._machine.ensure_alive("the saga")  # otherwise a task group has wrapped that it leaves memory
+            return await self._failed(error if continuation(error) is None else WorkflowError(_NOT_AS_NEW))
         self._close()
         return result
 

@@ -143,6 +143,13 @@ class ContinueAsNew(BaseException):
         self.body = body
 
 
+def continuation(error: BaseException) -> ContinueAsNew | None:
+    """That it is one, also where task groups have wrapped it, and nothing else has failed in them."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error if isinstance(error, ContinueAsNew) else None
+
+
 class Host(Protocol):
     """What runs on a workflow's loop."""
 

@@ -310,9 +310,9 @@ async def _refuse(store: Store, id: str, wanted: str) -> None:
 
 
 async def prune(store: Store, now: int, before: int, most: int) -> int:
-    """Deletes workflows that ended before a time (microseconds), about so many; returns how many. Of one that goes on as
-    new the first run stays, without its journal and as if it had ended now, as long as the last one: it knows with what
-    the id was started."""
+    """Deletes workflows that ended before a time (microseconds), about so many; returns how many. Of one that goes on
+    as new the first run stays as long as the last one, without its journal and as if it had ended now: it knows with
+    what the id was started."""
     token = -1 - secrets.randbits(60)
     async with store.transaction() as tx:
         chosen = await tx.execute(_sql(store, "choose"), token=token, before=before, most=most)

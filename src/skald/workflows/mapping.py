@@ -54,6 +54,8 @@ async def map(
                     raise MapFailed(len(mapped.results), mapped.failures) from failure
             if min_successful is not None and len(mapped.results) >= min_successful:
                 enough.set()
+            if enough.is_set():
+                return
 
     workers = [asyncio.create_task(work()) for _ in range(min(max_concurrency, len(todo)))]
     ending = asyncio.create_task(enough.wait())

@@ -21,7 +21,7 @@ from zlib import crc32
 from skald.errors import Diverged, StepFailed, WorkflowError
 from skald.unit import EntryKind, JournalEntry, Reply, WorkflowState
 from skald.workflows.calling import Ask, Asked
-from skald.workflows.definition import Call, Child, ContinueAsNew, Step, Workflow
+from skald.workflows.definition import Call, Child, Step, Workflow, continuation
 from skald.workflows.failure import End, decode_failure, encode_failure, failed, let_go
 from skald.workflows.forgetting import forgotten
 from skald.workflows.inbox import Inbox
@@ -375,11 +375,11 @@ class Machine:
     def _ended(self) -> End:
         try:
             return End(WorkflowState.COMPLETED, self.workflow.signature.result.encode(self.task.result()))
-        except ContinueAsNew as again:
-            return End(WorkflowState.CONTINUED, again.body)
         except asyncio.CancelledError as cancelled:
             return End(WorkflowState.CANCELLED, encode_failure(cancelled))
         except BaseException as error:
+            if (again := continuation(error)) is not None:
+                return End(WorkflowState.CONTINUED, again.body)
             return End(WorkflowState.FAILED, encode_failure(explained(error)))
 
     def _complain(self, context: dict[str, Any]) -> None:
