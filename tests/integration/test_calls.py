@@ -429,12 +429,32 @@ async def test_one_that_is_cancelled_waits_for_no_answer(store_url: str) -> None
 
 async def test_a_failed_one_calls_again_what_was_rejected(store_url: str) -> None:  # noqa: F811
     async with shop(store_url) as it:
+        handle = await at_once.start("o1", 0, id="w1")
         with pytest.raises(WorkflowFailed, match="published nothing"):
-            await at_once.run("o1", 0, id="w1")
+            await handle.result()
         it.generous = True
-        await at_once.handle("w1").retry()
-        assert await at_once.handle("w1").result() == 7
+        await handle.retry()
+        assert await handle.result() == 7
         assert await it.letters() == []
+        assert [type for type, *_ in await it.commands()] == ["Reserve", "Reserve"]
+
+
+async def test_who_remembers_what_was_called_answers_when_it_is_called_again(store_url: str) -> None:  # noqa: F811
+    orders, stock = Service("orders", workflows=[at_once], calls=[Reserve]), Service("stock")
+
+    @stock.on(Reserve, once_by="order")
+    async def reserve(command: Reserve) -> Reserved | Rejected:
+        return Rejected(command.order, "sold out")
+
+    app = App(orders, stock, store=store_url, settings=SETTINGS)
+    await app.migrate()
+    async with app.run(), asyncio.timeout(20):
+        handle = await at_once.start("o1", id="w1")
+        with pytest.raises(WorkflowFailed, match="sold out"):
+            await handle.result()
+        await handle.retry()
+        with pytest.raises(WorkflowFailed, match="published nothing"):
+            await handle.result()
 
 
 async def test_a_command_that_is_not_declared_is_refused_at_its_line(store_url: str) -> None:  # noqa: F811

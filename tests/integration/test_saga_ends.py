@@ -11,7 +11,21 @@ from typing import Any
 
 import pytest
 
-from skald import NEVER, App, SagaCompensated, Service, compensation, lock, saga, step, workflow, workflows
+from skald import (
+    NEVER,
+    App,
+    Command,
+    Event,
+    SagaCompensated,
+    Service,
+    call,
+    compensation,
+    lock,
+    saga,
+    step,
+    workflow,
+    workflows,
+)
 from skald.operations import sagas as operations
 from skald.operations.access import OperationRefused
 from skald.sagas.machine import Status
@@ -287,6 +301,61 @@ def looked_up(name: str) -> str:
 @saga
 async def threaded(name: str) -> None:
     await asyncio.gather(looked_up(name) if name == "looked up" else in_thread(name), look("x"))
+
+
+class Shelved(Event, key="name"):
+    name: str
+
+
+class Shelve(Command[Shelved], key="name"):
+    name: str
+
+
+class Clear(Command[None], key="name"):
+    name: str
+
+
+@step(retry=NEVER)
+def weigh(name: str) -> None:
+    let.wait(30)
+    told.append(f"weigh {name}")
+
+
+@step(compensate=undo, retry=NEVER)
+async def announce(name: str) -> None: ...
+
+
+@saga
+async def weighing(name: str) -> None:
+    if name == "called":
+        await call(Shelve(name), compensate=Clear(name))
+    else:
+        await announce(name)
+    await asyncio.gather(weigh(name), look("x"))
+
+
+@pytest.mark.parametrize("name", ["called", "done"])
+async def test_what_was_done_before_is_not_undone_beside_a_thread_that_was_given_up(name: str) -> None:
+    """It may work on that. Nothing undoes what the thread does."""
+    shop, stock = Service("shop", workflows=[weighing], calls=[Shelve, Clear]), Service("stock")
+
+    @stock.on(Shelve)
+    async def shelve(command: Shelve) -> Shelved:
+        return Shelved(command.name)
+
+    @stock.on(Clear)
+    async def clear(command: Clear) -> None:
+        told.append(f"undo {command.name}")
+
+    async with laboratory(shop, stock) as lab:
+        trouble["look x"] = ValueError("no")
+        handle = await weighing.start(name, id="s-1")
+        await lab.settle()
+        assert told == ["look x"]
+        let.set()
+        with pytest.raises(SagaCompensated):
+            await lab.result(handle)
+    assert told == ["look x", f"weigh {name}", f"undo {name}"]
 
 
 @pytest.mark.parametrize("name", ["plain", "looked up"])

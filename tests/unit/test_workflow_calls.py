@@ -5,12 +5,24 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import msgspec
 import pytest
 
-from skald import CallRejected, Command, Event, Service, call, saga, workflow
+from skald import (
+    CallRejected,
+    Command,
+    Event,
+    FailedExecution,
+    Service,
+    call,
+    compensation,
+    saga,
+    step,
+    workflow,
+)
 from skald.errors import ConfigurationError, Diverged, WorkflowError
 from skald.message import new_id
 from skald.messaging.calls import Answer, command_id, is_called
@@ -19,6 +31,7 @@ from skald.workflows.asking import unsent
 from skald.workflows.calling import Ask, Route, Undoing, results
 from skald.workflows.client import outside
 from skald.workflows.failure import decode_failure
+from skald.workflows.forgetting import Forgotten
 from skald.workflows.replay import Machine
 
 T = TypeVar("T")
@@ -55,6 +68,10 @@ class Bare(Command[None]):
     order: str
 
 
+@step
+async def do() -> None: ...
+
+
 @workflow
 async def two(order: str) -> list[str]:
     first, second = await asyncio.gather(call(Reserve(order)), call(Reserve(order)))
@@ -82,7 +99,21 @@ async def wrong(order: str, what: str) -> Any:
     command: Any = {"event": Reserved(order), "no key": Reserve(""), "not declared": Anything(order)}.get(what)
     if what == "compensate":
         return await call(Reserve(order), compensate=Reserve(order))
-    return await call(command or Reserve(order), timeout=0 if command is None else None)
+    timeout: Any = {"text": "30", "timedelta": timedelta(seconds=30)}.get(what, 0)
+    return await call(command or Reserve(order), timeout=timeout if command is None else None)
+
+
+async def coroutine(failed: FailedExecution) -> Bare: ...
+
+
+@compensation
+async def release() -> None: ...
+
+
+@saga
+async def misled(order: str, what: str) -> None:
+    undoes: dict[str, Any] = {"class": Bare, "async": coroutine, "compensation": release, "step": do, "text": "Bare"}
+    await call(Reserve(order), compensate=undoes[what])
 
 
 @saga
@@ -91,7 +122,7 @@ async def undone(order: str) -> None:
     raise ValueError("enough")
 
 
-ORDERS = Service("orders", workflows=[two, hurried, forgetful, wrong, undone], calls=[Reserve, Bare])
+ORDERS = Service("orders", workflows=[two, hurried, forgetful, wrong, misled, undone], calls=[Reserve, Bare])
 ORDERS.calls.routes = {
     cls: Route("stock", "stock.calls", {"SoldOut": SoldOut, "Reserved": Reserved}) for cls in (Reserve, Bare)
 }
@@ -201,6 +232,8 @@ async def test_what_is_given_up_at_once_is_not_awaited() -> None:
         ),
         ("compensate", r"test_workflow_calls\.py:\d+: compensate= is for sagas"),
         ("timeout", r"test_workflow_calls\.py:\d+: call\(timeout=0\): a number of seconds above 0"),
+        ("text", r"test_workflow_calls\.py:\d+: call\(timeout='30'\): a number of seconds above 0"),
+        ("timedelta", r"call\(timeout=datetime\.timedelta\(seconds=30\)\): a number of seconds above 0"),
     ],
 )
 async def test_a_mistake_is_told_at_its_line(what: str, said: str) -> None:
@@ -212,6 +245,52 @@ async def test_a_mistake_is_told_at_its_line(what: str, said: str) -> None:
 
     message = await machine(wrong, "o-1", what, check=check)
     assert re.search(said, message), message
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("class", r"test_workflow_calls\.py:\d+: call\(compensate=Bare\): a command, as in"),
+        ("async", r"call\(compensate=coroutine\): .* or a function, no 'async def', that makes one"),
+        ("compensation", r"call\(compensate=release\): a command"),
+        ("step", r"call\(compensate=do\): a command"),
+        ("text", r"call\('Bare'\) takes a command"),
+    ],
+)
+async def test_what_could_not_undo_is_refused_before_there_is_something_to_undo(what: str, said: str) -> None:
+    def check(one: Machine) -> str:
+        assert one.asked == []
+        assert one.end is not None
+        return decode_failure(one.end.body).message
+
+    message = await machine(misled, "o-1", what, check=check)
+    assert re.search(said, message), message
+
+
+async def test_what_is_called_after_a_retry_is_another_command() -> None:
+    """Those that had been called before, and those that are called now, and the same whenever it is replayed."""
+
+    def check(one: Machine) -> None:
+        first, second = one.asked
+        noted = Forgotten(2, START).encode()
+        history = [
+            answer(one, first, Reserved("a")),
+            JournalEntry(RUN, 2, EntryKind.FORGOTTEN, "", noted, 0, START, None),
+        ]
+        ids = []
+        for retries in (1, 1, 2):
+            again = Machine(two, RUN, two.signature.encode(("o-1",), {}), START, id="o-1")
+            again.replay(history + [msgspec.structs.replace(history[1], position=3)] * (retries - 1))
+            [ask] = unsent(again, set())
+            assert isinstance(ask, Ask)
+            assert is_called(ask.id)
+            assert unsent(again, {second.id}) == [], "an older version has sent it as it was"
+            assert ask.is_answered_by(second.id)
+            ids.append(ask.id)
+            again.leave()
+        assert second.id != ids[0] == ids[1] != ids[2] != second.id
+
+    await machine(two, "o-1", check=check)
 
 
 async def test_nothing_is_what_a_compensation_may_answer() -> None:

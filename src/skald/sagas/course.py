@@ -382,8 +382,6 @@ def _undoing(
     # By the digest of what it undoes: what it is told besides may be more in another version.
     call = machine.issue(compensation.step, b"", undone.identity[1])
     call.shielded = True
-    if isinstance(undone, Call):
-        call.behind = undone.identity
     return call
 
 

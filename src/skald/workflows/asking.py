@@ -6,6 +6,7 @@ stock = await call(ReserveInventory(order.id, order.items), timeout=30, compensa
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Callable, Container, Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -14,6 +15,7 @@ from skald.errors import CallUnanswered, WorkflowError
 from skald.message import Command
 from skald.sagas.recovery import Recovery
 from skald.workflows.calling import Ask, Asked, Undoing, key_of
+from skald.workflows.definition import Step
 from skald.workflows.loop import running, user_line
 from skald.workflows.replay import Machine
 from skald.workflows.signature import digest_of
@@ -42,18 +44,28 @@ def call(
         raise WorkflowError(f"{user_line()}: call() is for workflows; elsewhere, publish the command")
     machine = cast("Machine", loop.host)
     machine.ensure_alive("a command")
-    if timeout is not None and not timeout > 0:
-        raise WorkflowError(f"{user_line()}: call(timeout={timeout}): a number of seconds above 0, or None")
+    if timeout is not None and not (isinstance(timeout, int | float) and timeout > 0):
+        raise WorkflowError(f"{user_line()}: call(timeout={timeout!r}): a number of seconds above 0, or None")
     if compensate is not None and machine.conductor is None:
         raise WorkflowError(f"{user_line()}: compensate= is for sagas: declare this workflow with @saga")
-    undoing = None
-    if compensate is not None and callable(compensate):
-        undoing = Undoing(compensate, getattr(compensate, "__name__", repr(compensate)))
-    elif compensate is not None:
-        undoing = Undoing(lambda _: compensate, machine.workflow.calls.kind(compensate).name)
+    undoing = None if compensate is None else _undoing(machine, compensate)
     ask = issue(machine, command)
     ask.timeout, ask.recovery = timeout, Recovery(compensate=undoing)
     return answered(machine, ask) if machine.conductor is None else machine.conductor.ask(ask)
+
+
+def _undoing(machine: Machine, compensate: Any) -> Undoing:
+    if isinstance(compensate, Command) or not callable(compensate):
+        return Undoing(lambda _: compensate, machine.workflow.calls.kind(compensate).name)
+    name = getattr(compensate, "__name__", repr(compensate))
+    # What is called would be no command, which would be seen when the saga has failed.
+    is_step = isinstance(compensate, Step) or hasattr(compensate, "misfits")
+    if is_step or isinstance(compensate, type) or inspect.iscoroutinefunction(compensate):
+        raise WorkflowError(
+            f"{user_line()}: call(compensate={name}): a command, as in compensate=Release(order.id), or a function, no "
+            "'async def', that makes one when it is told what has failed"
+        )
+    return Undoing(compensate, name)
 
 
 def issue(machine: Machine, command: Any) -> Ask:
@@ -65,7 +77,7 @@ def issue(machine: Machine, command: Any) -> Ask:
     identity, key = (kind.name, digest, machine.count(kind.name, digest)), key_of(kind, command, machine.id)
     return Ask(
         identity=identity, future=asyncio.get_running_loop().create_future(), run=machine.run, kind=kind, calls=calls,
-        body=body, key=key, correlation=machine.correlation,
+        body=body, key=key, correlation=machine.correlation, retry=machine.retries,
     )  # fmt: skip
 
 
@@ -87,4 +99,5 @@ async def answered(machine: Machine, ask: Ask) -> Any:
 def unsent(machine: Machine, sent: Container[str]) -> list[Asked]:
     """Of one that was brought back, with the ids of what was sent: the rest was never written, or it does no harm to
     write it again."""
-    return [call for call in machine.calls.values() if isinstance(call, Asked) and call.id not in sent]
+    asked = [call for call in machine.calls.values() if isinstance(call, Asked)]
+    return [call for call in asked if not any(letter in sent for letter in call.letters)]

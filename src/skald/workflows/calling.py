@@ -140,6 +140,8 @@ class Ask(Asked, eq=False, kw_only=True):
     undoing: Undoing | None = None
     """What it compensates with: then nothing is an answer, too."""
     attempt: int = 1
+    retry: int = 0
+    """How often its workflow had failed, and was retried."""
     result: bytes | None = None
     """Once it is done."""
 
@@ -148,7 +150,19 @@ class Ask(Asked, eq=False, kw_only=True):
         return self.kind.name
 
     def _name(self) -> str:
-        return f"{identity_text(self.identity)}:{self.attempt}"
+        name = f"{identity_text(self.identity)}:{self.attempt}"
+        return f"{name}:{self.retry}" if self.retry else name
+
+    @property
+    def letters(self) -> tuple[str, ...]:
+        if not self.retry:
+            return (self.id,)
+        # An older version has sent it again as the same command.
+        return self.id, command_id(self.run, f"{identity_text(self.identity)}:{self.attempt}")
+
+    def after_retry(self, retry: int) -> None:
+        """It is called again, after its workflow had failed: another command, as with ``again``."""
+        self.retry, self._id = retry, None
 
     def again(self, future: Any) -> Ask:
         """Another command of the same content: what answers the first one does not answer this one."""

@@ -144,6 +144,7 @@ class WorkflowHandle:
 
     async def retry(self) -> None:
         await journal.retry(self._post.store, self._id)
+        self._instance = None  # its end is none any more
         self._post.store.workflows.ring()
 
     async def _tell(self, kind: LetterKind, name: str, payload: bytes) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 
 from skald.messaging.context import Cause
 from skald.unit import JournalEntry, Letter, Reply, WorkflowRest
+from skald.workflows.calling import Ask, Asked
 from skald.workflows.crew import Job
-from skald.workflows.definition import Workflow
+from skald.workflows.definition import Call, Workflow
 from skald.workflows.failure import End
 from skald.workflows.replay import AnyCall, Machine
 from skald.workflows.signature import Identity
@@ -78,6 +79,20 @@ class Instance:
     def wants(self, call: AnyCall) -> bool:
         """Whether the call is still to be done here."""
         return self.machine.calls.get(call.identity) is call and not (self.stopped or self.rest)
+
+    def holds_back(self, call: Call | Asked) -> bool:
+        """Whether a call has to wait, because something that was given up is not over: nobody can stop a thread, and
+        cleaning up takes time. What undoes waits for all of that: it may work on what is to be undone."""
+        behind: Identity | None = None
+        if (isinstance(call, Call) and call.shielded) or (isinstance(call, Ask) and call.undoing is not None):
+            wanted, tasks = self.machine.calls, self.tasks.items()
+            behind = next((one for one, job in tasks if isinstance(job, Job) and one not in wanted), None)
+        elif isinstance(call, Call) and call.behind in self.tasks:
+            behind = call.behind
+        if behind is not None:
+            self.behind = self.behind or {}
+            self.behind.setdefault(behind, []).append(call)
+        return behind is not None
 
     @property
     def has_writes(self) -> bool:

@@ -122,6 +122,8 @@ class Machine:
         """Entries so far."""
         self._doubtful = 0
         """Up to here they may have come from a failure that was forgotten since."""
+        self.retries = 0
+        """How often it was retried after a failure."""
         self.retried_at = 0
         """When it was retried after a failure, the last time (microseconds since 1970)."""
         self._body, self._copy = body, copy
@@ -158,6 +160,10 @@ class Machine:
         if entry.kind == EntryKind.FORGOTTEN:
             found = forgotten(entry.digest)
             self._doubtful, self.retried_at = max(self._doubtful, found.last), max(self.retried_at, found.at)
+            self.retries += 1
+            for call in self.calls.values():
+                if isinstance(call, Ask):  # it was given up with the failure, or rejected
+                    call.after_retry(self.retries)
             return
         if entry.position <= self._doubtful and not _fits(self, entry):
             return

@@ -243,6 +243,8 @@ class Turner:
             machine.complaints.clear()
         if machine.marks or machine.inbox.replies:
             _gather(self._service, instance, machine)
+        if machine.asked and instance.tasks:
+            machine.asked = [ask for ask in machine.asked if not instance.holds_back(ask)]
         if machine.timers and not (self.stopping or instance.rest):
             self.timers.set(instance)
         self.write(instance)
@@ -282,10 +284,7 @@ class Turner:
         over = []
         for call in called:
             if isinstance(call, Call) and instance.wants(call):
-                if call.behind is not None and call.behind in instance.tasks:
-                    # It was given up and is not over: nobody can stop a thread, and cleaning up takes time.
-                    instance.behind = instance.behind or {}
-                    instance.behind.setdefault(call.behind, []).append(call)
+                if instance.tasks and instance.holds_back(call):
                     continue
                 job = Job(self._steps.perform(instance, call, self._mark), (instance, call))
                 if self._crew.run(job):
@@ -323,7 +322,10 @@ class Turner:
             del instance.tasks[call.identity]
             behind = instance.behind.pop(call.identity, None) if instance.behind else None
             if behind and not self.stopping:
-                self._run(instance, behind)
+                self._run(instance, [one for one in behind if isinstance(one, Call)])
+                if asked := [one for one in behind if isinstance(one, Asked) and instance.wants(one)]:
+                    instance.machine.asked += asked
+                    self.after(instance)
         if instance.wants(call):
             self._over(job)
 
