@@ -496,6 +496,19 @@ def test_what_does_not_fit_is_said_before_anything_runs() -> None:
     with pytest.raises(ConfigurationError, match="name classes of Command"):
         Service("orders", calls=[Reserved])
 
+    def always(orders: Service, stock: Service) -> None:
+        @stock.on(Note)
+        def note(command: Note) -> Reserved | Rejected: ...
+
+    with pytest.raises(ConfigurationError, match=r"test_calls\.py:\d+: note answers Note with an event, which rejects"):
+        topology_of(always, Note)
+
+    def sometimes(orders: Service, stock: Service) -> None:
+        @stock.on(Note)
+        def note(command: Note) -> Rejected | None: ...
+
+    topology_of(sometimes, Note)
+
 
 def test_handled_is_an_event_of_the_library() -> None:
     def build(orders: Service, stock: Service) -> None:

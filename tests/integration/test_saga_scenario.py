@@ -200,6 +200,18 @@ def test_the_clock_goes_on_by_itself_unless_it_is_moved() -> None:
     waiting.cancel("changed my mind").then(status="CANCELLED", compensated=["take"])
 
 
+@saga
+async def gathered(name: str) -> set[str]:
+    return {(await take(name)).name, "and more"}
+
+
+def test_a_result_that_is_a_set_is_compared_as_it_is() -> None:
+    found = SagaScenario(gathered).when("cake")
+    found.then({"cake", "and more"})
+    for other in ({"cake"}, {"cake", "and less"}, set()):
+        assert "result:\n" in told(lambda other=other: found.then(other))  # type: ignore[misc]
+
+
 # --- graphs -----------------------------------------------------------------------------------------------------------
 
 
@@ -295,6 +307,22 @@ def reserved(command: Reserve) -> Reserved | NoStock:
 def test_an_answer_that_rejects() -> None:
     rejected = SagaScenario(fulfil, orders).reply(Reserve, reserved).when("o-3")
     rejected.then("no stock for o-3", commands=[Reserve])
+
+
+def silent(command: Reserve) -> Reserved | None:
+    return None
+
+
+async def reserved_later(command: Reserve) -> Reserved:
+    return Reserved(command.order)
+
+
+def test_a_function_answers_as_a_handler_does() -> None:
+    """One that publishes nothing rejects a command whose class names an event, at once; it may be ``async``."""
+    scenario = SagaScenario(fulfil, orders)
+    nothing = scenario.reply(Reserve, silent).when("o-1")
+    nothing.after(0).then(failed="Reserve", commands=[Reserve], compensated=["take"])
+    scenario.reply(Reserve, reserved_later).when("o-1").then("o-1")
 
 
 def test_an_answer_that_comes_twice_changes_nothing() -> None:
@@ -434,6 +462,12 @@ def annotated_wrongly(command: Reserve) -> Reserved:
         (lambda: PARTY.given(party, 1), "a step or a compensation with its outcomes, SQL, or a function"),
         (lambda: PARTY.reply(Reserve, Reserved("o")), "the service of the saga does not call it; it calls nothing"),
         (lambda: ORDER.reply(Reserve, "yes"), "the answer is an event, or a function of the command"),
+        (lambda: ORDER.reply(Reserve, Release("o")), "the answer is an event, or a function of the command"),
+        (lambda: ORDER.reply(Reserve, Reserved), "the answer is an event, or a function of the command"),
+        (
+            lambda: SagaScenario(fulfil, orders).reply(Reserve, lambda command: [Reserved("o")]).when("o").then(),
+            r"answers Reserve with \[Reserved\(order='o'\)\]: let it return an event, or None for a handler that publ",
+        ),
         (lambda: ORDER.reply(Reserve, Reserved("o"), times=0), "at least once; never"),
         (lambda: PARTY.decide("maybe", "take"), "retry, done, skip, fail"),
         (lambda: PARTY.decide("retry", "take").then(), "the saga does not ask about that, but about nothing"),

@@ -130,6 +130,21 @@ def test_what_is_published_is_compared_as_it_is_by_its_class_or_with_anything_in
     placed.then(Charged("o", ANY))
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_members_of_a_set_make_way_for_each_other(order: int) -> None:
+    """The first event fits both, and the second one only one of them."""
+
+    def of(*members: Any) -> Any:  # a set with an order
+        return dict.fromkeys(members[::order]).keys()
+
+    placed = shop(Gateway(funds=7)).when(OrderPlaced("o", 7), OrderPlaced("p", 8))
+    placed.then(of(Charged, Event))
+    placed.then(of(Declined("p"), Charged))
+    for other in (of(Charged, Event, Declined), of(Charged, Refunded), of(Declined, Declined("p")), of(Charged)):
+        with pytest.raises(AssertionError, match="published"):
+            placed.then(other)
+
+
 def test_attempts_at_once_and_later_until_it_works(caplog: pytest.LogCaptureFixture) -> None:
     shop(Gateway(fails=1)).when(OrderPlaced("o", 7)).then(Charged("o", 7), raised=OSError)
     away = OSError("the gateway is away")
@@ -420,6 +435,7 @@ def test_the_expectations_of_a_process_can_fail(tmp_path: Path) -> None:
         (lambda: shop().after(-1), "the clock only goes forward"),
         (lambda: shop().after(1).then(effects={"refund": "done"}), "no handler of this name is compensated"),
         (lambda: shop().after(1).then(timeouts={}), "timeouts= are those of a process: say its state=, too"),
+        (lambda: shop().after(1).then(ended=True), "ended= and timeouts= are those of a process: say its state=, too"),
         (lambda: Scenario(payments, provide={str: ""}), "no handler of payments asks for that; they ask for Gateway"),
     ],
 )  # fmt: skip

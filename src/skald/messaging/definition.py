@@ -87,6 +87,8 @@ class Handler(msgspec.Struct, frozen=True):
     remember: float = 365.0
     """Days for which it remembers what it keeps."""
     keeps: Keeping | None = None
+    is_silent: bool = True
+    """It may publish nothing."""
     answers: bool = False
     """It is the library's own, and takes the answers to what workflows have called."""
 
@@ -145,6 +147,7 @@ def define(
         keeps=_keeping(handled, once_by, compensates, done, remember, where)
         if role is None
         else _playing(role, handled, done, where),
+        is_silent=_may_be_nothing(hints.get("return")),
     )
 
 
@@ -306,6 +309,13 @@ def _published(hint: Any, where: str) -> tuple[MessageType, ...]:
     if not isinstance(hint, type):
         raise ConfigurationError(f"{where}: returns {hint}, which is no message class, union or list of them")
     return (_declared(hint, where),)
+
+
+def _may_be_nothing(hint: Any) -> bool:
+    """Whether what a function is annotated with may be no message; a list may be empty."""
+    if get_origin(hint) in (Union, types.UnionType):
+        return any(map(_may_be_nothing, get_args(hint)))
+    return hint is Any or hint is type(None) or not isinstance(hint, type)
 
 
 def fact_of(handler: Handler, type: str, value: Any) -> str:

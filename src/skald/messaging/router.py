@@ -104,7 +104,13 @@ def _handler(command: MessageType, service: Declaration) -> Handler:
             f"command {command.name} is called, and {service.name} handles it in {names}: one handler answers it"
         )
     [handler] = handlers
-    for cls in results(command.cls) or ():
+    wanted = results(command.cls)
+    if wanted == (NoneType,) and not handler.is_silent:
+        raise ConfigurationError(
+            f"{handler.filename}:{handler.line}: {handler.name} answers {command.name} with an event, which "
+            "rejects each call of it, because its class says Command[None]: name the event there, or say Command alone"
+        )
+    for cls in wanted or ():
         if cls is not NoneType and message_type(cls) not in handler.returns:
             raise ConfigurationError(
                 f"{handler.filename}:{handler.line}: {handler.name} answers {command.name}, whose class says "

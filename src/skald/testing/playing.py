@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import typing
 from collections.abc import Callable, Coroutine, Sequence
 from contextvars import ContextVar
@@ -11,14 +12,14 @@ from typing import Any, cast
 import msgspec
 
 from skald.errors import ConfigurationError, UndeclaredMessage, WorkflowFailed
-from skald.message import Record
+from skald.message import Record, message_type
 from skald.messaging.calls import Handled, is_called
 from skald.messaging.compensation import CompensationFailed
 from skald.sagas.compensation import Execution, ExecutionState
 from skald.sagas.course import Course
 from skald.sagas.definition import Compensation
 from skald.sagas.question import open_questions
-from skald.testing.stage import MOST, Refused, Stage
+from skald.testing.stage import MOST, Refused, Stage, is_message
 from skald.unit import EntryKind
 from skald.workflows import journal
 from skald.workflows.calling import Ask, results
@@ -185,7 +186,7 @@ class Performance:
             for record in sent:
                 self._position = record.position
                 if is_called(record.id):
-                    self._send(record)
+                    await self._send(record)
             now = self._lab.clock.now()
             due = [one for one in self._pending if one[0] <= now]
             self._pending = [one for one in self._pending if one[0] > now]
@@ -288,7 +289,7 @@ class Performance:
             route.topic == record.topic and route.service == self._stage.outside.name for route in routes.values()
         )
 
-    def _send(self, record: Record) -> None:
+    async def _send(self, record: Record) -> None:
         """A command has been sent: what answers it is put on its way."""
         command = self._stage.read(record)
         self._commands.append(command)
@@ -306,10 +307,24 @@ class Performance:
             reply = Reply(None if fault.lost else answer)
         else:
             reply = self._reply(command, ask, record)
-        event = reply.answer if reply.answer is None or hasattr(reply.answer, "__message__") else reply.answer(command)
-        if event is not None:
+        if reply.answer is not None:
+            event = reply.answer if is_event(reply.answer) else await self._made(reply.answer, command, record)
             due = self._lab.clock.now() + round(reply.after * 1e6)
             self._pending += [(due, record, event)] * reply.times
+
+    async def _made(self, answer: Callable[[Any], Any], command: Any, record: Record) -> Any:
+        """What a function answers; where that is nothing, as a handler does that publishes nothing."""
+        event = answer(command)
+        if inspect.isawaitable(event):
+            event = await event
+        if event is None:
+            return Handled(self._stage.outside.name, record.type, record.key)
+        if not is_event(event):
+            raise ConfigurationError(
+                f"{self._where}: a function answers {record.type} with {event!r}: let it return an event, or None "
+                "for a handler that publishes nothing"
+            )
+        return event
 
     def _reply(self, command: Any, ask: Ask | None, record: Record) -> Reply:
         left = self._replies.get(type(command))
@@ -381,6 +396,10 @@ def _undoes(call: Call | Ask, execution: Execution) -> bool:
     if isinstance(call, Ask):
         return call.undoing is not None and call.undoing is undo
     return isinstance(undo, Compensation) and undo.step is call.step and call.identity[1] == undone.identity[1]
+
+
+def is_event(value: object) -> bool:
+    return is_message(value) and message_type(type(value)).kind != "command"
 
 
 def types_of(answer: Any) -> list[type]:

@@ -48,16 +48,29 @@ def fits(expected: Any, came: Any) -> bool:
 def _fit(expected: Sequence[Any], came: Sequence[Any]) -> bool:
     left = list(came)
     for one in expected:
-        some = list(one) if isinstance(one, AbstractSet) else [one]
-        head, left = left[: len(some)], left[len(some) :]
-        for each in head:
-            found = next((n for n, wanted in enumerate(some) if fits(wanted, each)), None)
-            if found is None:
-                return False
-            del some[found]
-        if some:
+        if left and fits(one, left[0]):  # also where it is a set itself
+            del left[0]
+        elif isinstance(one, AbstractSet) and _pair(list(one), left[: len(one)]):
+            del left[: len(one)]
+        else:
             return False
     return not left
+
+
+def _pair(expected: list[Any], came: list[Any]) -> bool:
+    """Whether each fits one of its own; a class, or one with ``ANY`` in it, may have to make way for another one."""
+    taken: dict[int, Any] = {}
+
+    def place(one: Any, tried: set[int]) -> bool:
+        for number, each in enumerate(came):
+            if number not in tried and fits(one, each):
+                tried.add(number)
+                if number not in taken or place(taken[number], tried):
+                    taken[number] = one
+                    return True
+        return False
+
+    return len(expected) == len(came) and all(place(one, set()) for one in expected)
 
 
 def _lines(expected: Sequence[Any], came: Sequence[Any]) -> list[str]:

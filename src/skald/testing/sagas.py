@@ -40,13 +40,12 @@ from skald.sagas.definition import Compensation
 from skald.sagas.machine import Status
 from skald.sagas.question import Choice
 from skald.sagas.saga import SagaWorkflow
-from skald.testing.playing import Act, Fault, Performance, Played, Reply, StepBroken, types_of
+from skald.testing.playing import Act, Fault, Performance, Played, Reply, StepBroken, is_event, types_of
 from skald.testing.report import Report
 from skald.testing.stage import (
     Provided,
     Stage,
     check_provided,
-    is_message,
     left_behind,
     new_folder,
     play,
@@ -122,14 +121,15 @@ class SagaScenario(Generic[P, R]):
         return self._with(_before=(*self._before, *given))
 
     def reply(self, command: type[C], answer: Any, *, after: timedelta | float = 0.0, times: int = 1) -> Self:
-        """How a command that the saga calls is answered: with an event, or with what a function of the command returns;
+        """How a command that the saga calls is answered: with an event, or with what a function of the command returns
+        (``None``, as a handler that publishes nothing);
         late, after so many seconds, and ``times`` over. Said again, it is how the next one of this class is answered;
         the last one stays. Whatever the command's class does not name rejects it.
 
         A command whose class names no event, and one that compensates, needs no reply: it is done at once.
         """
         where = f"{user_line()}: reply({getattr(command, '__name__', command)}"
-        if not (is_message(answer) or callable(answer)):
+        if not (is_event(answer) or (callable(answer) and not isinstance(answer, type))):
             raise ConfigurationError(f"{where}, {answer!r}): the answer is an event, or a function of the command")
         if times < 1:
             raise ConfigurationError(f"{where}, times={times}): at least once; never(…) is for no answer")

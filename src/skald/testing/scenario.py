@@ -149,8 +149,8 @@ class Scenario:
         where = user_line()
         if not self._when:
             raise ConfigurationError(f"{where}: nothing happens: say when(…) or after(…)")
-        if timeouts is not None and state is None:
-            raise ConfigurationError(f"{where}: timeouts= are those of a process: say its state=, too")
+        if state is None and (ended or timeouts is not None):
+            raise ConfigurationError(f"{where}: ended= and timeouts= are those of a process: say its state=, too")
         for known in effects or {}:
             self._check_effect(known, where)
         report = Report(f"{where}: the scenario of {self._service.name}")

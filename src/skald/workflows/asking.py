@@ -44,7 +44,7 @@ def call(
         raise WorkflowError(f"{user_line()}: call() is for workflows; elsewhere, publish the command")
     machine = cast("Machine", loop.host)
     machine.ensure_alive("a command")
-    if timeout is not None and not (isinstance(timeout, int | float) and timeout > 0):
+    if not _is_limit(timeout):
         raise WorkflowError(f"{user_line()}: call(timeout={timeout!r}): a number of seconds above 0, or None")
     if compensate is not None and machine.conductor is None:
         raise WorkflowError(f"{user_line()}: compensate= is for sagas: declare this workflow with @saga")
@@ -52,6 +52,10 @@ def call(
     ask = issue(machine, command)
     ask.timeout, ask.recovery = timeout, Recovery(compensate=undoing)
     return answered(machine, ask) if machine.conductor is None else machine.conductor.ask(ask)
+
+
+def _is_limit(timeout: object) -> bool:
+    return timeout is None or (isinstance(timeout, int | float) and timeout > 0)
 
 
 def _undoing(machine: Machine, compensate: Any) -> Undoing:
