@@ -118,6 +118,11 @@ def test_it_goes_well_with_what_steps_come_to() -> None:
     away.then("ada has bread")
 
 
+def test_a_class_of_exception_is_raised() -> None:
+    """As ``fail`` does; it was returned, and a result that cannot be stored is undone."""
+    SagaScenario(party).given(take, SoldOut).when("ada").then(failed="take", error=SoldOut, compensated=[])
+
+
 def test_a_function_is_called_with_the_arguments() -> None:
     SagaScenario(party).given(take, lambda name: Thing(name.upper())).when("ada").then("ada has CAKE")
 

@@ -104,9 +104,10 @@ class SagaScenario(Generic[P, R]):
     @overload
     def given(self, *before: str | Callable[[], Any]) -> Self: ...
     def given(self, *given: Any) -> Self:
-        """With a step or a compensation: what it comes to, attempt by attempt; the last outcome stays. An exception is
-        raised, a function is called with the arguments, and anything else is returned. Otherwise what happens before
-        the saga is started: SQL statements that are run, functions that are called while the service is connected.
+        """With a step or a compensation: what it comes to, attempt by attempt; the last outcome stays. An exception,
+        or its class, is raised, a function is called with the arguments, and anything else is returned. Otherwise what
+        happens before the saga is started: SQL statements that are run, functions that are called while the service is
+        connected.
         """
         step, outcomes = given[0] if given else None, given[1:]
         if isinstance(step, Step | Compensation):

@@ -93,8 +93,8 @@ class Lab:
     # --- steps --------------------------------------------------------------------------------------------------------
 
     def mock(self, step: Step[..., Any] | Compensation[..., Any], *outcomes: Any) -> None:
-        """Lets a step or a compensation have these outcomes, attempt by attempt; the last one stays. An exception is
-        raised, a function is called with the step's arguments, and anything else is returned."""
+        """Lets a step or a compensation have these outcomes, attempt by attempt; the last one stays. An exception, or
+        its class, is raised, a function is called with the step's arguments, and anything else is returned."""
         if isinstance(step, Compensation):
             step = step.step
         if not outcomes:
@@ -105,7 +105,7 @@ class Lab:
         async def mocked(*args: Any, **kwargs: Any) -> Any:
             calls.append((*args, *kwargs.values()))
             outcome = left.pop(0) if len(left) > 1 else left[0]
-            if isinstance(outcome, BaseException):
+            if isinstance(outcome, BaseException) or (isinstance(outcome, type) and issubclass(outcome, BaseException)):
                 raise outcome
             if callable(outcome):
                 outcome = outcome(*args, **kwargs)
