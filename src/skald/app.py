@@ -61,6 +61,7 @@ class App:
             self._topology = topology(service.declaration() for service in self.services.values())
             for name, service in self.services.items():
                 service.calls.routes = self._topology.calls[name]
+                service.calls.max_body = self.settings.max_body
         return self._topology
 
     def service(self, name: str) -> Service:

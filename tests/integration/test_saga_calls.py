@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import msgspec
 import pytest
 
 from skald import (
@@ -356,6 +357,49 @@ async def test_a_rejection_behind_the_pivot_waits_for_a_person(store_url: str) -
         paid = '{"order": "by hand"}'
         await resolve_saga(it.app, "poor", Choice.DONE, "Pay", by="ann", reason="in cash", result=paid)
         assert await handle.result() == "by hand"
+
+
+class Stored(Event, key="order"):
+    order: str
+    text: str
+
+
+class Store(Command[Stored], key="order"):
+    order: str
+    text: str
+
+
+class Remove(Command[None], key="order"):
+    order: str
+    text: str
+
+
+@saga
+async def storing(order: str, size: int) -> None:
+    text = "x" * size
+    stored = await call(Store(order, text), compensate=Remove(order, text))
+    raise ValueError(f"{len(stored.text)} at last")
+
+
+async def test_what_may_be_longer_is_read_by_everybody(store_url: str) -> None:  # noqa: F811
+    """``max_body`` counts for the command, its handler, its answer, and what is undone."""
+    orders, stock = Service("orders", workflows=[storing], calls=[Store, Remove]), Service("stock")
+    undone: list[int] = []
+
+    @stock.on(Store, retry=NEVER)
+    async def keep(command: Store) -> Stored:
+        return Stored(command.order, command.text)
+
+    @stock.on(Remove, compensates=keep, retry=NEVER)
+    async def remove(command: Remove, done: Done[Stored]) -> None:
+        undone.append(len(done.message.text))
+
+    app = App(orders, stock, store=store_url, settings=msgspec.structs.replace(SETTINGS, max_body=2 << 20))
+    await app.migrate()
+    async with app.run(), asyncio.timeout(20):
+        with pytest.raises(SagaCompensated, match=f"{3 << 19} at last"):
+            await storing.run("o1", 3 << 19, id="s1")
+    assert undone == [3 << 19]
 
 
 async def test_many_sagas_at_once(store_url: str) -> None:  # noqa: F811

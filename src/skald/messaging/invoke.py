@@ -83,7 +83,7 @@ class Invoker:
             self._constants[handler.name] = {name: dependencies[cls] for name, cls in rest.items()}
             self._special[handler.name] = special
             for kind in handler.types:
-                self._codecs[kind.name] = codec_for(kind.cls)
+                self._codecs[kind.name] = codec_for(kind.cls, publisher.max_body)
 
     async def call(self, item: Item, origin: str, transaction: Transaction | None = None) -> Done:
         """One attempt. Raises whatever the handler raises."""

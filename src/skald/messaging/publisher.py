@@ -32,7 +32,7 @@ class Publisher:
     """Drafts the records of one service. ``topics`` holds what it declares to publish, by class."""
 
     def __init__(self, service: str, topics: Mapping[type, str], clock: Clock, max_body: int = 1 << 20) -> None:
-        self._service, self._topics, self._clock, self._max_body = service, topics, clock, max_body
+        self._service, self._topics, self._clock, self.max_body = service, topics, clock, max_body
         self._plans: dict[type, _Plan] = {}
 
     def now(self) -> int:
@@ -123,7 +123,7 @@ class Publisher:
                 f"publishes=[{kind.name}]) or in the return annotation of a handler"
             )
         plan = _Plan(
-            encode=codec_for(cls, self._max_body).encode,
+            encode=codec_for(cls, self.max_body).encode,
             name=kind.name,
             version=kind.version,
             topic=topic,

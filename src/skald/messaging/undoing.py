@@ -125,7 +125,9 @@ class Undoing:
         argument: compensation.Done[Any] | Unknown | None = None
         if found.state == EffectState.DONE:
             wanted = [one for one in effect.published if not keeps.wanted or one.type in _names(keeps.wanted)]
-            argument = None if keeps.wanted and not wanted else _done(keeps, wanted, effect.attempt)
+            argument = (
+                None if keeps.wanted and not wanted else _done(keeps, wanted, effect.attempt, self._publisher.max_body)
+            )
         elif keeps.takes_unknown and found.state in (EffectState.UNKNOWN, EffectState.FAILED):
             argument = Unknown(effect.attempt)
         if found.state == EffectState.UNDONE or (argument is None and not keeps.takes_nothing):
@@ -164,7 +166,7 @@ class Undoing:
         handler = self._handlers[place[1]]
         identity = place[2]
         if handler.keeps is not None and handler.keeps.once_by is not None:
-            codecs = {kind.name: codec_for(kind.cls) for kind in handler.types}
+            codecs = {kind.name: codec_for(kind.cls, self._publisher.max_body) for kind in handler.types}
             # What cannot be read was never tried.
             with suppress(UnreadableMessage, KeyError):
                 message = codecs[row["type"]].decode(bytes(row["payload"]))
@@ -212,8 +214,8 @@ def _names(kinds: Iterable[MessageType]) -> set[str]:
     return {kind.name for kind in kinds}
 
 
-def _done(keeps: Keeping, found: Sequence[Published], attempt: str) -> compensation.Done[Any]:
-    codecs = {kind.name: codec_for(kind.cls) for kind in keeps.wanted}
+def _done(keeps: Keeping, found: Sequence[Published], attempt: str, max_body: int) -> compensation.Done[Any]:
+    codecs = {kind.name: codec_for(kind.cls, max_body) for kind in keeps.wanted}
     messages = tuple(codecs[one.type].decode(bytes(one.body)) for one in found if one.type in codecs)
     first = messages[0] if messages else None
     return compensation.Done(first, found[0].id if found else "", messages, attempt)

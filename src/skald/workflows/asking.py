@@ -76,7 +76,7 @@ def issue(machine: Machine, command: Any) -> Ask:
     """A command that is sent by ``answered``."""
     calls = machine.workflow.calls
     kind = calls.kind(command)
-    body = codec_for(kind.cls).encode(command)
+    body = codec_for(kind.cls, calls.max_body).encode(command)
     digest = digest_of(body)
     identity, key = (kind.name, digest, machine.count(kind.name, digest)), key_of(kind, command, machine.id)
     return Ask(

@@ -15,7 +15,7 @@ from typing import Any, TypeVar, Union, cast, get_args, get_origin
 
 import msgspec
 
-from skald.codec import codec_for
+from skald.codec import MAX_BODY, codec_for
 from skald.errors import (
     CallRejected,
     ConfigurationError,
@@ -51,6 +51,8 @@ class Calls:
     def __init__(self, service: str = "", kinds: Iterable[MessageType] = ()) -> None:
         self.service, self.kinds = service, tuple(kinds)
         self.routes: Mapping[type, Route] = {}
+        self.max_body = MAX_BODY
+        """Bytes of a command, and of an answer."""
         self._declared = {kind.cls for kind in self.kinds}
 
     def kind(self, command: object) -> MessageType:
@@ -209,7 +211,7 @@ class Ask(Asked, eq=False, kw_only=True):
         found = found or self.calls.route(self.kind).replies.get(answer.type)
         if found is None:
             raise UnreadableMessage(answer.type, f"{self.name} was answered by it once, and is no more by its handler")
-        return codec_for(found).decode(bytes(answer.body))
+        return codec_for(found, self.calls.max_body).decode(bytes(answer.body))
 
     def read(self, body: bytes) -> Any:
         """What a person says that it has come to; ``UnreadableMessage`` if it can come to no such thing."""
@@ -222,7 +224,7 @@ class Ask(Asked, eq=False, kw_only=True):
                 return None
             if cls is not NoneType:
                 try:
-                    return codec_for(cls).decode(body)
+                    return codec_for(cls, self.calls.max_body).decode(body)
                 except UnreadableMessage as unreadable:
                     error = unreadable
         raise error or UnreadableMessage(self.name, "it comes to nothing: say null")
