@@ -484,6 +484,10 @@ def annotated_wrongly(command: Reserve) -> Reserved:
             lambda: SagaScenario(fulfil, orders).reply(Reserve, annotated_wrongly).when("o").then(),
             "a function answers Reserve with NoStock: annotate it with what it returns",
         ),
+        (
+            lambda: SagaScenario(fulfil).when("o").then(status="COMPENSATED"),
+            r"fulfil needs what its service declares, SagaScenario\(fulfil, service\): .* does not declare to call R",
+        ),
         (lambda: next(each_compensation(PARTY)), r"the scenario undoes nothing: let it fail\(\) first"),
     ],
 )

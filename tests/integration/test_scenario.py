@@ -301,6 +301,10 @@ def test_a_process_its_state_its_rows_and_its_timeouts(tmp_path: Path) -> None:
 def test_a_process_whose_state_is_given(tmp_path: Path) -> None:
     waiting = Scenario(sales(tmp_path)).given("INSERT INTO sales (id, state) VALUES ('o', 'open')", Checkout("o"))
     waiting.when(Paid("p", "o")).after(60).then(Confirmed("o"), rows={ROWS: [("o", "sold")]})
+    with pytest.raises(
+        ConfigurationError, match=rf"{THIS}:\d+: Checkout\(.*\) cannot be given: what came before it has"
+    ):
+        waiting.given(Checkout("o")).after(60).then()
 
 
 def test_a_process_that_is_not_found(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from types import EllipsisType
 from typing import Any, Generic, ParamSpec, Self, TypeVar, cast, overload
 from weakref import finalize
 
-from skald.errors import ConfigurationError, WorkflowFailed
+from skald.errors import ConfigurationError, UndeclaredMessage, WorkflowFailed
 from skald.message import Command
 from skald.messaging.service import Service
 from skald.sagas.compensation import ExecutionState
@@ -230,11 +230,16 @@ class SagaScenario(Generic[P, R]):
             raise ConfigurationError(f"{user_line()}: nothing happens: start the saga, with when(…)")
         service, bound = self._service, self._saga.calls
         try:
-            if service is None:
-                service = Service("scenario", workflows=[self._saga])
-            return play(partial(self._played, service))
+            outcome = play(partial(self._played, service or Service("scenario", workflows=[self._saga])))
         finally:
             self._saga.calls = bound
+        error = outcome._played.error
+        if service is None and error is not None and error.type == UndeclaredMessage.__name__:
+            name = self._saga.name
+            raise ConfigurationError(
+                f"{self._where}: {name} needs what its service declares, SagaScenario({name}, service): {error.message}"
+            )
+        return outcome
 
     async def _played(self, service: Service) -> Outcome[R]:
         replies: dict[type, list[Reply]] = {}

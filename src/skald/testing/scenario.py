@@ -27,7 +27,7 @@ from typing import Any
 
 import msgspec
 
-from skald.errors import ConfigurationError
+from skald.errors import ConfigurationError, MarkMoved
 from skald.messaging.compensation import EffectState
 from skald.messaging.definition import field_names
 from skald.messaging.processes import RUNNING, Kept, Process, Role
@@ -247,8 +247,14 @@ class Scenario:
         mark = Mark(
             MarkKind.PROCESS, role.process.name, key, 0, RUNNING, now, kept, None if step is None else str(step), key
         )
-        async with stage.service.store.transaction() as tx:
-            await tx.apply(Unit(marks=(mark,)))
+        try:
+            async with stage.service.store.transaction() as tx:
+                await tx.apply(Unit(marks=(mark,)))
+        except MarkMoved:
+            raise ConfigurationError(
+                f"{user_line()}: {state!r} cannot be given: what came before it has made this process already; give "
+                "its state first, or what leads to it"
+            ) from None
 
 
 async def _standing(stage: Stage) -> _Before:
