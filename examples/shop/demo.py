@@ -26,6 +26,8 @@ from examples.shop.house import House, Used
 from examples.shop.stage import Result, Stage
 from examples.shop.styles import DEFAULT, STYLES
 from examples.shop.supervisor import NotStarted
+from skald.errors import SkaldError
+from skald.telemetry import scrubbed
 
 FOLDER = Path(".skald")
 MARKER = "made-by-the-shop-demo"
@@ -159,6 +161,9 @@ def main() -> int:
     except (Refused, Used, NotStarted) as refusal:
         print(f"demo: {refusal}", file=sys.stderr)
         return 2
+    except SkaldError as error:
+        print(f"demo: {scrubbed(str(error))}", file=sys.stderr)
+        return 1
     except asyncio.CancelledError:
         print("Stopped; no process is left.", file=out)
         return 130

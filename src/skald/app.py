@@ -15,7 +15,6 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from skald.clock import Clock, SystemClock
 from skald.errors import ConfigurationError
@@ -90,7 +89,7 @@ class App:
                     f"{service}: transactions= needs PostgreSQL; on SQLite the transaction is the library's own"
                 )
             return SqliteStore(self._folder(url) / f"{service}.db", service, clock=self._clock)
-        if urlsplit(url).scheme in ("postgresql", "postgres"):
+        if url.partition(":")[0].lower() in ("postgresql", "postgres"):
             try:
                 from skald.stores.postgres import PostgresStore
             except ImportError as error:
@@ -202,7 +201,10 @@ def shown_url(url: str) -> str:
     scheme, rest = url.partition(":")[::2]
     if scheme == "sqlite":
         return url
-    user, at, place = rest.removeprefix("//").partition("?")[0].rpartition("@")
+    address, _, query = rest.removeprefix("//").partition("?")
+    user, at, place = address.rpartition("@")
+    if not at and "@" in query:  # a password with a ? that nobody has quoted
+        return f"{scheme}://***"
     return f"{scheme}://{user.partition(':')[0]}{at}{place}"
 
 

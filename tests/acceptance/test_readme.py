@@ -30,6 +30,15 @@ def test_an_example_runs_as_it_stands(tmp_path: Path, number: int) -> None:
     assert re.fullmatch(SAYS[number], done.stdout), done.stdout
 
 
+def test_its_first_example_is_an_application_for_the_command_line(tmp_path: Path) -> None:
+    (tmp_path / "shop.py").write_text(re.findall(r"```python\n(.*?)```", README, re.DOTALL)[0])
+    assert "skald run shop:app --service payments" in README
+    command = [sys.executable, "-m", "skald", "graph", "shop:app"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert 'service_orders -->|"OrderPlaced"| service_payments' in done.stdout
+
+
 def test_every_file_it_names_exists() -> None:
     for name in re.findall(r"\]\(([^)#:]+)\)", README) + re.findall(r"script/\w+", README):
         assert (ROOT / name).exists(), name

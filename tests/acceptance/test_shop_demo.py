@@ -56,6 +56,19 @@ def serving(folder: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[st
         process.wait(WITHIN)
 
 
+def test_a_store_that_cannot_be_used_is_one_clear_line(tmp_path: Path) -> None:
+    for store, text in (
+        ("postgresql://u:hunter2@127.0.0.1:1/d", "127.0.0.1:1/d: PostgreSQL cannot be reached"),
+        ("mysql://u:hunter2@h/d", "use sqlite:FOLDER"),
+    ):
+        ended = run(tmp_path, "--store", store)
+        assert ended.returncode == 1
+        [line] = ended.stderr.splitlines()
+        assert line.startswith("demo: ")
+        assert text in line
+        assert "hunter" not in line + ended.stdout
+
+
 def until_serving(lines: IO[str]) -> Iterator[str]:
     for line in lines:
         yield line

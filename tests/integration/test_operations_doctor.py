@@ -179,7 +179,10 @@ async def test_one_database_that_cannot_be_reached_hides_no_other(store_url: str
     nowhere = "postgresql://somebody:hunter2@127.0.0.1:1/nowhere?password=hunter3"
     app = App(stage.source, stage.sink, store=store_url, stores={"source": nowhere})
     source, sink = await operations.examine(app)
-    assert [(f.level, f.what) for f in source.findings] == [("error", "unreachable")]
+    [finding] = source.findings
+    assert (finding.level, finding.what) == ("error", "unreachable")
+    assert finding.detail.startswith("127.0.0.1:1/nowhere: PostgreSQL cannot be reached")
+    assert "start the server" in finding.remedy
     assert source.store == "postgresql://somebody@127.0.0.1:1/nowhere"
     assert "hunter" not in repr([source, sink])
     assert found(sink, "not_started")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -98,6 +101,18 @@ def played(program: str, skald: Run) -> App:
         (["graph", "nowhere:app"], 2, "there is no module 'nowhere'"),
         (["graph", "graph"], 2, "module:attribute"),
         (["graph", "msgspec:app"], 2, "'app' is missing"),
+        (["graph", "../shop:app"], 2, "name the module in full"),
+        (["nothing-like-it"], 2, "parked, ... (see"),
+        (["events", "show", "9" * 20, "--service", "orders"], 2, "no log has so many messages"),
+        (["events", "tail", "--since", "9" * 5000], 2, "no log has so many messages"),
+        (["subscriptions", "reset", "--group", "payments", "--origin", "orders", "--to", "9" * 20], 2, "so many"),
+        (["parked", "list", "--limit", "0"], 2, "--limit"),
+        (["parked", "list", "--limit", "9" * 20], 2, "--limit"),
+        (["parked", "redrive", "--all", "--canary", "-1"], 2, "--canary"),
+        (["parked", "redrive", "--all", "--canary", "1", "--timeout", "nan"], 2, "--timeout nan"),
+        (["parked", "redrive", "--all", "--canary", "1", "--timeout", "-1"], 2, "--timeout -1"),
+        (["events", "show", "\udcff"], 2, "'\\udcff' has bytes that are no text"),
+        (["parked", "list", "--error", "\udcff"], 2, "that are no text"),
     ],
 )
 def test_wrong_input_is_one_clear_line(skald: Run, arguments: list[str], status: int, text: str) -> None:
@@ -125,6 +140,7 @@ def test_without_an_application_it_says_how_to_name_one(skald: Run, monkeypatch:
         ("1 +", "SyntaxError: invalid syntax"),
         ("import missing_module", "No module named 'missing_module'"),
         ("raise ValueError('a\\nb')", "ValueError: a\\nb"),
+        ("from skald import Retry\nRetry(immediate=0)", "ValueError: immediate=0"),
         ("from skald import App\nbackend = App()", "'app' is missing; the module has backend"),
         ("app = 3", "'app' is not a skald.App, and the module has none"),
     ],
@@ -156,8 +172,25 @@ def test_a_database_that_is_not_there_is_a_failure_not_wrong_use(skald: Run) -> 
         assert "migrate" in ended.err
 
 
-def test_a_password_is_never_printed(skald: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    for url in ("postgresql://me:hunter2@127.0.0.1:1/db?password=hunter3", "postgre://me:hunter2@host/db"):
+def test_a_folder_that_cannot_be_made_is_named(skald: Run) -> None:
+    Path("data").write_text("a file")
+    ended = skald("migrate")
+    assert (ended.status, ended.out) == (1, "")
+    assert "skald: the folder data of orders.db cannot be made: File exists" in ended.err
+
+
+def test_a_password_is_never_printed(skald: Run, program: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for url in (
+        "postgresql://me:hunter2@127.0.0.1:1/db?password=hunter3",
+        "postgre://me:hunter2@host/db",
+        "postgresql://me:hunter2/3@127.0.0.1:1/db",
+        "postgresql://me:hunter2?3@127.0.0.1:1/db",
+        "postgresql://me:hunter2#3@127.0.0.1:1/db",
+        "postgresql://me:[hunter2@127.0.0.1:1/db",
+        "postgresql://me:3/hunter2@127.0.0.1:1/db",
+        "postgre://me:hunter2?3@host/db",
+    ):
+        sys.modules.pop(program.partition(":")[0], None)
         monkeypatch.setenv("SKALD_STORE", url)
         for command in (["doctor"], ["doctor", "--json"], ["migrate"], ["events", "tail"], ["subscriptions", "list"]):
             ended = skald(*command)
@@ -286,3 +319,41 @@ def test_help_and_version_need_no_application(skald: Run, monkeypatch: pytest.Mo
     commands = skald("--help").out
     for name in ("dev", "run", "migrate", "doctor", "events", "parked", "subscriptions", "graph"):
         assert name in commands
+
+
+# --- where it is printed ----------------------------------------------------------------------------------------------
+
+
+def finished(arguments: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    """As the shell runs it; the arguments may redirect."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment}
+    command = f"{sys.executable} -m skald {arguments}"
+    return subprocess.run(command, shell=True, env=environment, capture_output=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_what_a_terminal_cannot_show_is_written_as_json_writes_it(
+    skald: Run, program: str, played: App, encoding: str
+) -> None:
+    module = sys.modules[program.partition(":")[0]]
+
+    async def publish() -> None:
+        async with played.connect("orders"):
+            await played.service("orders").publish(module.Placed("é☃😀", 1))
+
+    asyncio.run(publish())
+    ended = finished("events tail --service orders --last 1", PYTHONIOENCODING=encoding)
+    assert ended.returncode == 0
+    assert {"ascii": "\\u00e9\\u2603\\ud83d\\ude00", "latin-1": "é\\u2603\\ud83d\\ude00", "utf-8": "é☃😀"}[
+        encoding
+    ] in ended.stdout.decode(encoding)
+    ended = finished("events tail --service orders --last 1 --json", PYTHONIOENCODING=encoding)
+    [event] = json.loads(ended.stdout.decode(encoding))
+    assert event["key"] == "é☃😀"
+
+
+def test_a_closed_stdout_or_stderr_is_nobody_who_reads(skald: Run, played: App) -> None:
+    ended = finished("parked list >&-")
+    assert (ended.returncode, ended.stderr) == (0, b"printed while it was imported\n")
+    ended = finished("events show nowhere 2>&-")
+    assert (ended.returncode, ended.stdout) == (1, b"")

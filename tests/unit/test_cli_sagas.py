@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 import sys
 
 import msgspec
 import pytest
 
+from skald.app import App
 from skald.cli.application import load
 from tests.simulation.stage import QUICK, eventually
 from tests.unit.command_line import Run
@@ -39,6 +41,11 @@ app = App(orders, store="sqlite:data")
 """
 
 
+async def asks(app: App, id: str) -> bool:
+    found = await app.service("orders").fetch("SELECT status FROM saga_state WHERE saga_id = :id", id=id)
+    return bool(found[0]["status"] == "COMPENSATION_FAILED")
+
+
 @pytest.fixture(autouse=True)
 def _played(program: str) -> None:
     """The saga s-1 asks a person, and s-0 has completed."""
@@ -46,16 +53,12 @@ def _played(program: str) -> None:
     app.settings = QUICK
     module = sys.modules[program.partition(":")[0]]
 
-    async def asks() -> bool:
-        found = await module.orders.fetch("SELECT status FROM saga_state WHERE saga_id = 's-1'")
-        return bool(found[0]["status"] == "COMPENSATION_FAILED")
-
     async def play() -> None:
         await app.migrate()
         async with app.run():
             await module.buy.run("fine", id="s-0")
             await module.buy.start("tea", id="s-1")
-            await eventually(asks)
+            await eventually(lambda: asks(app, "s-1"))
 
     asyncio.run(play())
 
@@ -78,6 +81,19 @@ def test_one_is_shown_with_what_can_be_done(skald: Run) -> None:
     assert "skald sagas resolve s-1 --skip take#1 --reason" in out
     shown = skald("sagas", "show", "s-1", "--json").document
     assert shown["questions"][0]["arguments"] == {"name": "tea"}
+
+
+def test_what_can_be_done_is_safe_to_paste_whatever_the_id_is(skald: Run, program: str) -> None:
+    app, id = load(program), "$(reboot) o'clock"
+
+    async def play() -> None:
+        async with app.run():
+            await sys.modules[program.partition(":")[0]].buy.start("ink", id=id)
+            await eventually(lambda: asks(app, id))
+
+    asyncio.run(play())
+    [line] = [line for line in skald("sagas", "show", id).out.splitlines() if "--skip" in line]
+    assert shlex.split(line) == ["skald", "sagas", "resolve", id, "--skip", "take#1", "--reason", "…"]
 
 
 def test_locks_are_listed(skald: Run) -> None:

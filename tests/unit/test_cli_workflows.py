@@ -125,7 +125,11 @@ def edit(program: str, text: str) -> None:
     [
         (["workflows", "lst"], 2, 'Did you mean "list"?'),
         (["workflows", "list", "--state", "runing"], 2, "runing"),
-        (["workflows", "list", "--limit", "0"], 2, "--limit 0"),
+        (["workflows", "list", "--limit", "0"], 2, '"0" for --limit'),
+        (["workflows", "list", "--limit", "9" * 20], 2, "--limit"),
+        (["check", "--limit", "0"], 2, "--limit"),
+        (["check", "--limit", "-1"], 2, "--limit"),
+        (["workflows", "show", "\udcff"], 2, "'\\udcff' has bytes that are no text"),
         (["workflows", "list", "--service", "ordrs"], 2, "did you mean 'orders'?"),
         (["workflows", "show"], 2, "give ID"),
         (["workflows", "show", "a", "b", "c"], 2, "give ID"),

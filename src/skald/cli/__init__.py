@@ -11,6 +11,9 @@ Exit statuses, the same for every command:
 
 from __future__ import annotations
 
+import codecs
+import io
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -22,6 +25,7 @@ FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs one command and ends the process with its status."""
+    _prepare_streams()
     try:
         status = _run(sys.argv[1:] if arguments is None else arguments)
         sys.stdout.flush()
@@ -32,6 +36,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         status = INTERRUPTED
     sys.exit(status)
+
+
+def _prepare_streams() -> None:
+    """What a terminal cannot show is written as JSON writes it, so that JSON stays JSON in every encoding."""
+    # Python has none where the shell closed it (>&-).
+    sys.stdout = sys.stdout or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+    sys.stderr = sys.stderr or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+    codecs.register_error("skald.escaped", _escaped)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="skald.escaped")
+
+
+def _escaped(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
 
 
 def _run(arguments: Sequence[str]) -> int:
@@ -50,6 +69,8 @@ def _run(arguments: Sequence[str]) -> int:
         return _complain(f"{_usage(error)} (see: {_chain(error)} --help)", WRONG_USE)
     except (ConfigurationError, UnknownName) as error:
         return _complain(str(error), WRONG_USE)
+    except UnicodeEncodeError as error:
+        return _complain(f"{error.object!r} has bytes that are no text: write it in UTF-8", WRONG_USE)
     except BrokenPipeError:
         raise
     except (SkaldError, OSError) as error:
@@ -62,8 +83,8 @@ def _usage(error: Exception) -> str:
 
     if isinstance(error, UnusedCliTokensError):
         return f"unexpected: {' '.join(error.unused_tokens or ())}"
-    text = " ".join(str(error).split()).rstrip(".")
-    return text[:1].lower() + text[1:]
+    text = " ".join(str(error).split())
+    return text[:1].lower() + (text[1:] if text.endswith("...") else text[1:].rstrip("."))
 
 
 def _chain(error: Exception) -> str:

@@ -13,8 +13,11 @@ from datetime import datetime
 from typing import Annotated, Any, TypeVar
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
 
+import skald
 from skald.app import App
+from skald.cli.output import short
 from skald.clock import to_rfc3339
 from skald.errors import ConfigurationError
 
@@ -26,6 +29,10 @@ AppName = Annotated[
 ]
 Services = Annotated[list[str] | None, Parameter(name="--service", help="Only these; may be given several times.")]
 Json = Annotated[bool, Parameter(name="--json", show_default=False, help="Print one JSON document and nothing else.")]
+MOST = 10**15
+"""What stays a number to every database."""
+COUNT = Number(gte=1, lte=MOST)
+Limit = Annotated[int, Parameter(help="At most so many.", validator=COUNT)]
 
 
 class BrokenProgram(ConfigurationError):
@@ -55,6 +62,8 @@ def load(name: str) -> App:
     module_name, colon, attribute = name.partition(":")
     if not colon or not module_name or not attribute:
         raise ConfigurationError(f"{name!r}: name the application as module:attribute, for example shop.app:app")
+    if module_name.startswith("."):
+        raise ConfigurationError(f"{name!r}: name the module in full, for example shop.app:app")
     if "" not in sys.path:
         sys.path.insert(0, "")
     try:
@@ -73,11 +82,17 @@ def load(name: str) -> App:
     return app
 
 
+_NOT_THEIRS = (os.path.dirname(skald.__file__), os.path.dirname(importlib.__file__), "<frozen ")
+"""Where a program's own line is not, which is what has to be changed."""
+
+
 def _broken(module: str, error: Exception) -> BrokenProgram:
     if isinstance(error, SyntaxError):
         where = f"{error.filename}:{error.lineno}"
     else:
-        frame = traceback.extract_tb(error.__traceback__)[-1]
+        frames = traceback.extract_tb(error.__traceback__)
+        theirs = [frame for frame in frames if not frame.filename.startswith(_NOT_THEIRS)]
+        frame = (theirs or frames)[-1]
         where = f"{frame.filename}:{frame.lineno}"
     text = error.msg if isinstance(error, SyntaxError) else str(error)
     return BrokenProgram(
@@ -109,12 +124,18 @@ def ask(name: str | None, question: Callable[[App], Coroutine[Any, Any, T]]) -> 
         app.discard_memory()
 
 
+def position(digits: str) -> int:
+    if len(digits) > len(str(MOST)):
+        raise ConfigurationError(f"{short(digits, 40)}: no log has so many messages")
+    return int(digits)
+
+
 def moment(text: str, *words: str) -> str | int | datetime:
     """One of the words, a position, or a time."""
     if text in words:
         return text
     if text.isascii() and text.isdigit():
-        return int(text)
+        return position(text)
     try:
         found = datetime.fromisoformat(text)
     except ValueError as error:

@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from skald import operations
 from skald.app import App
-from skald.cli.application import AppName, Json, Services, ask, first_is_app, moment
+from skald.cli.application import AppName, Json, Services, ask, first_is_app, moment, position
 from skald.cli.output import note, plain, print_json, print_json_array, say, short
 from skald.errors import ConfigurationError, StoreUnavailable
 
@@ -97,7 +97,7 @@ def show(*names: str, service: Services = None, json: Json = False) -> int:
     app, wanted = first_is_app(names)
     if len(wanted) != 1:
         raise ConfigurationError("name one message, by its id, or by its position with --service")
-    what: str | int = int(wanted[0]) if wanted[0].isascii() and wanted[0].isdigit() else wanted[0]
+    what: str | int = position(wanted[0]) if wanted[0].isascii() and wanted[0].isdigit() else wanted[0]
     found = ask(app, lambda app: operations.show_event(app, what, service or ()))
     if json:
         print_json(found)

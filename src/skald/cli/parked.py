@@ -6,9 +6,10 @@ from typing import Annotated
 
 import cyclopts
 from cyclopts import Parameter
+from cyclopts.validators import Number
 
 from skald import operations
-from skald.cli.application import AppName, Json, Services, ask, first_is_app
+from skald.cli.application import MOST, AppName, Json, Limit, Services, ask, first_is_app
 from skald.cli.events import show_payload
 from skald.cli.output import note, plain, print_json, say, short, table
 from skald.errors import ConfigurationError
@@ -35,7 +36,7 @@ def list_all(
     type: Type = None,
     key: Key = None,
     error: Error = None,
-    limit: Annotated[int, Parameter(help="At most so many.")] = 100,
+    limit: Limit = 100,
     json: Json = False,
 ) -> int:
     """List parked messages, the oldest of each service first."""
@@ -103,7 +104,10 @@ def redrive(
     key: Key = None,
     error: Error = None,
     all: All = False,
-    canary: Annotated[int, Parameter(help="Try so many alone first; go on only if each succeeds.")] = 0,
+    canary: Annotated[
+        int,
+        Parameter(help="Try so many alone first; go on only if each succeeds.", validator=Number(gte=0, lte=MOST)),
+    ] = 0,
     timeout: Annotated[float, Parameter(help="Seconds to wait for a canary.")] = 60.0,
     json: Json = False,
 ) -> int:
@@ -117,8 +121,8 @@ def redrive(
     app, ids = first_is_app(names)
     selection = _selection(ids, service, handler, origin, type, key, error)
     _require_choice(selection, all)
-    if canary < 0:
-        raise ConfigurationError(f"--canary {canary}: give a number of messages")
+    if not timeout > 0:
+        raise ConfigurationError(f"--timeout {timeout}: give a number of seconds above 0")
     done = ask(app, lambda app: operations.redrive(app, selection, canary=canary, timeout=timeout))
     if json:
         print_json(done)

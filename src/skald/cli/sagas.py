@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import getpass
+import shlex
 from typing import Annotated, Any
 
 import cyclopts
 import msgspec
 from cyclopts import Parameter
 
-from skald.cli.application import AppName, Json, ask
+from skald.cli.application import AppName, Json, Limit, ask
 from skald.cli.events import show_payload
 from skald.cli.output import note, plain, print_json, say, table
 from skald.cli.workflows import Full, Service, entry_line, tell, words_of
@@ -30,12 +31,10 @@ def list_all(
     *,
     status: Annotated[list[Status] | None, Parameter(help="Only in it; may be given several times.")] = None,
     service: Service = None,
-    limit: Annotated[int, Parameter(help="At most so many.")] = 100,
+    limit: Limit = 100,
     json: Json = False,
 ) -> int:
     """List sagas and processes, newest first. Of an id that was started again only the last run."""
-    if limit < 1:
-        raise ConfigurationError(f"--limit {limit}: give a number of sagas")
     found = ask(app, lambda app: operations.list_sagas(app, service, statuses=status or (), limit=limit))
     if json:
         print_json(found)
@@ -123,7 +122,8 @@ def _ask(id: str, question: QuestionView) -> None:
             say(f"{name}:")
             show_payload(payload)
     for choice in question.choices:
-        say(f"  skald sagas resolve {plain(id)} --{choice} {plain(question.step)}#{question.number} --reason …")
+        saga, step = shlex.quote(plain(id)), shlex.quote(plain(question.step))
+        say(f"  skald sagas resolve {saga} --{choice} {step}#{question.number} --reason …")
 
 
 @sagas.command
@@ -133,12 +133,10 @@ def locks(
     *,
     key: Annotated[str | None, Parameter(help="Only of this one.")] = None,
     service: Service = None,
-    limit: Annotated[int, Parameter(help="At most so many.")] = 100,
+    limit: Limit = 100,
     json: Json = False,
 ) -> int:
     """List the locks of sagas: who has each since when, and below, who waits for it, in order."""
-    if limit < 1:
-        raise ConfigurationError(f"--limit {limit}: give a number of locks")
     found = ask(app, lambda app: operations.list_locks(app, service, key=key, limit=limit))
     if json:
         print_json(found)

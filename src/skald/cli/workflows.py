@@ -15,7 +15,7 @@ import msgspec
 from cyclopts import Parameter
 
 from skald.app import App
-from skald.cli.application import AppName, Json, Services, ask, checked, first_is_app, load, named
+from skald.cli.application import COUNT, AppName, Json, Limit, Services, ask, checked, first_is_app, load, named
 from skald.cli.events import show_payload
 from skald.cli.output import note, plain, print_json, say, short, table
 from skald.errors import ConfigurationError
@@ -58,12 +58,10 @@ def list_all(
     state: Annotated[list[WorkflowState] | None, Parameter(help="Only in it; may be given several times.")] = None,
     workflow: Annotated[str | None, Parameter(help="Only of this name.")] = None,
     service: Service = None,
-    limit: Annotated[int, Parameter(help="At most so many.")] = 100,
+    limit: Limit = 100,
     json: Json = False,
 ) -> int:
     """List workflows, newest first. Of an id that was started again only the last run, but for --state continued."""
-    if limit < 1:
-        raise ConfigurationError(f"--limit {limit}: give a number of workflows")
     found = ask(
         app, lambda app: operations.list_workflows(app, service, states=state or (), workflow=workflow, limit=limit)
     )
@@ -349,7 +347,9 @@ def check(
     /,
     *,
     service: Services = None,
-    limit: Annotated[int | None, Parameter(help="At most so many, the oldest of each service first.")] = None,
+    limit: Annotated[
+        int | None, Parameter(help="At most so many, the oldest of each service first.", validator=COUNT)
+    ] = None,
     json: Json = False,
 ) -> int:
     """Replay every open workflow on the present code, and name those that could not go on with it.

@@ -31,20 +31,26 @@ LOST = (asyncpg.InvalidPasswordError, asyncpg.InvalidAuthorizationSpecificationE
 
 def check_url(url: str) -> None:
     """Refuses an address that can never work, without repeating its password."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        # The text of this error has what stands in the port's place: the password, if a / in it is not quoted.
+        raise ConfigurationError(
+            "the address of PostgreSQL cannot be read: its port is no number up to 65535, or its password is not "
+            "quoted: write %2F for /, %3F for ?, %23 for #, %40 for @, %5B for ["
+        ) from None
     if parts.scheme not in ("postgres", "postgresql"):
         raise ConfigurationError(
             f"{parts.scheme or 'nothing'}:// is no address of PostgreSQL: write postgresql://USER@HOST:PORT/DATABASE"
         )
-    try:
-        _ = parts.port
-    except ValueError as error:
-        raise ConfigurationError(f"the port in the address of PostgreSQL is no number: {error}") from error
 
 
 def shown(url: str) -> str:
     """The address for people, without its password."""
     parts = urlsplit(url)
+    if "@" in parts.path + parts.query + parts.fragment:  # what looks like the port may be a password's beginning
+        return "***"
     return f"{parts.hostname or 'local'}:{parts.port or 5432}{parts.path}"
 
 
@@ -84,7 +90,7 @@ async def connect(
         ours = translated(error)
         if ours is None:
             raise
-        raise ours from error
+        raise StoreUnavailable(f"{shown(url)}: {ours}") if isinstance(ours, StoreUnavailable) else ours from error
 
 
 async def connect_patiently(url: str, role: str, within: float, **options: Any) -> Connection:

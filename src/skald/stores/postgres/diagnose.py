@@ -23,7 +23,8 @@ async def diagnose(url: str, schema: str, service: str) -> list[Finding]:
     try:
         connection = await connect(url, f"{service}:doctor", schema=schema)
     except SkaldError as error:
-        return [Finding("error", "unreachable", str(error))]
+        remedy = "start the server, or correct the address of the store"
+        return [Finding("error", "unreachable", str(error), remedy)]
     try:
         with boundary():
             return await _findings(connection, sql, url, schema)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from skald.clock import Clock, SystemClock
-from skald.errors import NestedCommit, Rejection, SchemaMismatch
+from skald.errors import NestedCommit, Rejection, SchemaMismatch, StoreUnavailable
 from skald.store import Finding, Row, StoreFeatures
 from skald.stores.sqlite import migrations
 from skald.stores.sqlite.diagnose import diagnose
@@ -139,7 +139,13 @@ class SqliteStore:
 
     async def migrate(self, directory: Path | None = None) -> list[str]:
         """Makes the file if there is none; see the contract."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        folder = self._path.parent
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreUnavailable(
+                f"the folder {folder} of {self._path.name} cannot be made: {error.strerror}"
+            ) from error
         return await asyncio.to_thread(migrations.migrate, self._path, directory, self._clock)
 
     async def pending_migrations(self, directory: Path | None = None) -> list[tuple[str, str]]:
