@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 import threading
 from collections.abc import Iterator
@@ -286,6 +287,16 @@ def test_a_check_fails_on_code_that_would_break_a_workflow(skald: Run, program: 
     assert last == "1 checked, 1 would break"
     ended = skald("check", "--json")
     assert (ended.status, ended.document["checked"], len(ended.document["broken"])) == (1, 1, 1)
+
+
+@pytest.mark.parametrize("time", ["1000000000000000000", "9" * 30, "-99999999999999999"])
+def test_a_history_with_a_time_that_no_date_can_have_is_no_history(skald: Run, played: App, time: str) -> None:
+    skald("workflows", "history", "order:1", "-o", "1.json")
+    text = re.sub(r'"time": \d+', f'"time": {time}', Path("1.json").read_text(), count=1)
+    Path("1.json").write_text(text)
+    ended = skald("replay", "1.json")
+    assert (ended.status, ended.out) == (1, "")
+    assert ended.err.startswith("skald: the history 1.json cannot be read: ")
 
 
 def test_a_replay_prints_each_entry_and_where_it_ends(skald: Run, program: str, played: App) -> None:

@@ -82,7 +82,7 @@ def load(name: str) -> App:
     return app
 
 
-_NOT_THEIRS = (os.path.dirname(skald.__file__), os.path.dirname(importlib.__file__), "<frozen ")
+_NOT_THEIRS = (os.path.join(*skald.__path__, ""), os.path.join(*importlib.__path__, ""), "<frozen ")
 """Where a program's own line is not, which is what has to be changed."""
 
 

@@ -6,7 +6,7 @@ import base64
 import binascii
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -19,6 +19,8 @@ from skald.workflows.inbox import Inbox
 from skald.workflows.replay import UNREAD, Machine
 
 NOTHING = msgspec.Raw(b"")
+Time = Annotated[int, msgspec.Meta(ge=-62_135_596_800_000_000, lt=253_402_300_800_000_000)]
+"""Microseconds since 1970, of the years 1 to 9999, which a date can have."""
 
 
 class SavedEntry(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -26,7 +28,7 @@ class SavedEntry(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown
 
     position: int
     kind: str
-    time: int
+    time: Time
     name: str = ""
     occurrence: int = 0
     digest: str = ""
@@ -40,7 +42,7 @@ class History(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     workflow: str
     id: str
     run: str
-    started_at: int
+    started_at: Time
     input: msgspec.Raw
     entries: list[SavedEntry]
     format: Literal[1] = 1
