@@ -179,6 +179,14 @@ def test_a_folder_that_cannot_be_made_is_named(skald: Run) -> None:
     assert "skald: the folder data of orders.db cannot be made: File exists" in ended.err
 
 
+def test_a_folder_in_the_place_of_a_database_is_named(skald: Run) -> None:
+    Path("data/orders.db").mkdir(parents=True)
+    for command in (["migrate"], ["parked", "list"], ["events", "tail"], ["doctor"]):
+        ended = skald(*command)
+        assert ended.status == 1
+        assert "data/orders.db is a folder, where the database should be" in ended.out + ended.err
+
+
 def test_a_password_is_never_printed(skald: Run, program: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for url in (
         "postgresql://me:hunter2@127.0.0.1:1/db?password=hunter3",

@@ -10,6 +10,7 @@ import apsw
 
 from skald.store import Finding
 from skald.stores.sqlite.connect import connect_reader
+from skald.stores.sqlite.failures import translate
 
 LARGE_WAL = 256 << 20
 """Bytes; four times the size at which the writer truncates it."""
@@ -56,7 +57,8 @@ def _mode(path: Path) -> Iterator[Finding]:
         finally:
             connection.close()
     except apsw.Error as error:
-        yield Finding("error", "unreadable", f"{path}: {error}", "check the file and its rights, or restore a backup")
+        remedy = "check the file and its rights, or restore a backup"
+        yield Finding("error", "unreadable", str(translate(error, path)), remedy)
         return
     if mode != "wal":
         remedy = "start the service once: it switches the file back"

@@ -47,6 +47,8 @@ def translate(error: apsw.Error, path: Path) -> StoreError:
     """The library's error for one of SQLite's; raise it ``from`` the original."""
     if isinstance(error, apsw.BusyError):
         return StoreUnavailable(f"{path}: another process holds the file; try again ({error})")
+    if path.is_dir():
+        return StoreUnavailable(f"{path} is a folder, where the database should be: move it away ({error})")
     if isinstance(error, DEVICE):
         remedy = _REMEDY.get(type(error), "the file could not be used")
         return StoreUnavailable(f"{path}: {remedy} ({error})")
