@@ -112,6 +112,19 @@ def test_it_is_resolved(skald: Run) -> None:
     assert "no process of orders is running" in done.err
 
 
+def test_a_user_without_a_name_says_who_decides(skald: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody(uid: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    ended = skald("sagas", "resolve", "s-1", "--skip", "take", "--reason", "it is gone")
+    assert (ended.status, ended.out) == (2, "")
+    assert "add --by NAME" in ended.err
+    assert skald("sagas", "resolve", "s-1", "--skip", "take", "--reason", "it is gone", "--by", "ann").status == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "text"),
     [

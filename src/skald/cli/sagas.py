@@ -180,6 +180,13 @@ def resolve(
     if len(chosen) != 1:
         raise ConfigurationError("say what is to be done: one of --retry STEP, --done STEP, --skip STEP, --fail STEP")
     [(choice, step)] = chosen
-    options: dict[str, Any] = {"by": by or getpass.getuser(), "reason": reason, "result": result, "service": service}
+    options: dict[str, Any] = {"by": by or _user(), "reason": reason, "result": result, "service": service}
     found = ask(app, lambda app: operations.resolve_saga(app, id, choice, step, **options))
     return tell(found, f"is told: {choice} {step}", json)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError) as error:  # a container's user without a name; OSError from Python 3.13 on
+        raise ConfigurationError("who has decided? The user who runs this has no name here: add --by NAME") from error
