@@ -186,8 +186,10 @@ class Lab:
             if has_locks or _is_busy(executor) or any(time is not None and time <= now for time in found):
                 return True
             mail = await journal.letters(executor.store, executor.owner)
-            # Progress stays until its step ends.
-            if any(letter.kind != LetterKind.PROGRESS for letters in mail.values() for letter in letters):
+            ended = {run for run, instance in executor.turner.runs.items() if instance.waits_to_end}
+            # Progress stays until its step ends, and nobody tells one that has ended anything.
+            letters = [letter for run, letters in mail.items() if run not in ended for letter in letters]
+            if any(letter.kind != LetterKind.PROGRESS for letter in letters):
                 return True
             if await journal.asleep(executor.store):
                 return True
@@ -290,7 +292,8 @@ class Lab:
 
 def _has_work(instance: Instance) -> bool:
     """Something of it is on its way to the journal."""
-    return instance.in_flight or instance.has_writes or instance.stopped or not instance.started.done()
+    writes = instance.has_writes and not instance.waits_to_end  # for the clock, where a child could not be started
+    return instance.in_flight or writes or instance.stopped or not instance.started.done()
 
 
 async def _is_behind(consumer: Consumer) -> bool:

@@ -95,6 +95,12 @@ class Instance:
         return behind is not None
 
     @property
+    def waits_to_end(self) -> bool:
+        """It has ended, and nothing is written of that before the starts of the children that outlive it: of one that
+        has ended nobody starts them any more."""
+        return self.detaching > 0 and self.machine.end is not None
+
+    @property
     def has_writes(self) -> bool:
         return bool(
             self.pending

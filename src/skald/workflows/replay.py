@@ -375,7 +375,8 @@ class Machine:
     def _end(self, end: End) -> None:
         self.end = end
         for call in tuple(self.calls.values()):
-            self._drop(call)
+            if not (isinstance(call, Child) and call.detached):  # which is started all the same
+                self._drop(call)
         self.inbox.close(end.state)
 
     def _ended(self) -> End:

@@ -253,9 +253,8 @@ class Turner:
         """What there is to be written, if nothing of it is on its way."""
         if instance.in_flight or instance.stopped or not (instance.pending or instance.has_writes):
             return
-        if instance.detaching and instance.machine.end is not None:
-            return  # these would be forgotten with it
-        self._record(instance)
+        if not instance.waits_to_end:
+            self._record(instance)
 
     def _give_up(self, instance: Instance, call: AnyCall) -> None:
         if isinstance(call, Child) and call.detached:
@@ -311,7 +310,8 @@ class Turner:
 
     def child_ended(self, instance: Instance, child: Child, end: End) -> None:
         """It could not be started, or had ended long ago."""
-        if not (instance.stopped or instance.rest or self.stopping) and instance.machine.awaits(child):
+        machine = instance.machine
+        if machine.end is None and instance.wants(child) and not self.stopping:
             done = end.state == WorkflowState.COMPLETED
             kind = EntryKind.CHILD_DONE if done else EntryKind.CHILD_FAILED
             self.tell(instance, kind, child.identity, end.body)
