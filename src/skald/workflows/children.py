@@ -93,7 +93,7 @@ class Children:
                 await self._starter.steps.sleep(PAUSE)
 
     async def _start_once(self, parent: Instance, child: Child) -> End | None:
-        store, retried_at = self._starter.store, parent.machine.retried_at
+        store, retried_at, given_up = self._starter.store, parent.machine.retried_at, parent.machine.given_up
         while True:
             known = await self._known(parent, child)
             if known is None:
@@ -106,8 +106,8 @@ class Children:
             if known.parent != parent.run and (child.detached or not await self._is_in_vain(known.parent, parent)):
                 raise WorkflowExists(child.id)
             if known.end is None and known.parent == parent.run:
-                if retried_at:
-                    await journal.keep(store, child.id)
+                if retried_at and child.id not in given_up:
+                    await journal.keep(store, child.id, retried_at)
                 return None
             if known.end is None:
                 if known.state == WorkflowState.PAUSED:
@@ -117,7 +117,8 @@ class Children:
                 await self._starter.steps.sleep(PAUSE)  # it is being cancelled with the run that has called it
                 continue
             assert known.ended_at is not None
-            over = known.parent == parent.run and not is_of_before(known.end, known.ended_at, retried_at)
+            in_vain = is_of_before(known.end, known.ended_at, retried_at, given_up=child.id in given_up)
+            over = known.parent == parent.run and not in_vain
             if over or child.is_let_go or known.end.state == WorkflowState.COMPLETED:
                 return known.end
             await self._bring_back(parent, child, known)

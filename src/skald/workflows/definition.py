@@ -113,6 +113,8 @@ class Child(msgspec.Struct, eq=False):
     """It goes on when its caller ends or gives it up; otherwise it is cancelled then."""
     joined: bool = False
     """Its end is awaited."""
+    begun: bool = False
+    """Somebody may have started it."""
 
     @property
     def is_let_go(self) -> bool:

@@ -38,13 +38,14 @@ BY_CALLER = "its caller"
 """The reason of a cancellation that a workflow asks for, of its own child."""
 
 
-def is_of_before(end: End, ended_at: int, retried_at: int) -> bool:
+def is_of_before(end: End, ended_at: int, retried_at: int, *, given_up: bool) -> bool:
     """Whether a child that is waited for has ended in vain before its caller was retried (at 0 if it never was), or has
-    been cancelled because of that: it is brought back then, and its caller is not told."""
+    been cancelled because of what was before: it is brought back then, and its caller is not told. ``given_up``: that
+    its caller has given it up since, and waits for it once more."""
     if end.state == WorkflowState.COMPLETED or not retried_at:
         return False
     by_caller = end.state == WorkflowState.CANCELLED and decode_failure(end.body).message == BY_CALLER
-    return by_caller or ended_at <= retried_at
+    return ended_at <= retried_at or (by_caller and not given_up)
 
 
 def let_go(error: BaseException | None) -> None:

@@ -17,9 +17,11 @@ from skald.workflows.definition import Workflow
 from skald.workflows.failure import BY_CALLER, End
 from skald.workflows.forgetting import Forgotten
 
-_HEARS = "(w.state = 'running' OR l.kind = 3 OR (l.kind = 2 AND w.state = 'scheduled' AND w.parent IS NULL))"
+_HEARS = (
+    "(w.state = 'running' OR l.kind = 3 OR (l.kind = 2 AND l.name = '' AND w.state = 'scheduled' AND w.parent IS NULL))"
+)
 """A termination is heard in any state. A cancellation also by one that has not begun, but for a child, which the retry
-of its parent may want to keep."""
+of its parent may want to keep; and not one that is for the child of another (see ``letters.cancelled_by``)."""
 _IS_CONTINUED = """f.state = 'continued' AND NOT EXISTS (SELECT 1 FROM skald_workflows other
     WHERE other.id = f.id AND other.latest = 0 AND other.state <> 'continued' AND other.run > f.run)"""
 """By the last run of its id, with any number of runs in between."""
@@ -294,11 +296,12 @@ async def is_last(tx: Transaction, store: Store, known: Known) -> bool:
     return bool(await tx.fetch(_sql(store, "last_run"), run=known.run, ended_at=known.ended_at))
 
 
-async def keep(store: Store, id: str) -> None:
-    """Withdraws the cancellations that a workflow has asked for, of its own child."""
-    if await store.fetch(SQL["cancels"], id=id, reason=BY_CALLER.encode()):
+async def keep(store: Store, id: str, retried_at: int) -> None:
+    """Withdraws the cancellations that a workflow has asked for, of its own child, before it was retried."""
+    which = {"id": id, "reason": BY_CALLER.encode(), "retried_at": retried_at}
+    if await store.fetch(SQL["cancels"], **which):
         async with store.transaction() as tx:
-            await tx.execute(SQL["withdraw"], id=id, reason=BY_CALLER.encode())
+            await tx.execute(SQL["withdraw"], **which)
 
 
 async def _refuse(store: Store, id: str, wanted: str) -> None:

@@ -15,6 +15,7 @@ from skald.workflows.failure import End, Failure, encode, is_of_before
 from skald.workflows.inbox import Answer
 from skald.workflows.instance import Instance
 from skald.workflows.journal import Mail
+from skald.workflows.letters import is_for
 from skald.workflows.recorder import ChildEnd
 from skald.workflows.replay import Machine
 from skald.workflows.signature import Identity, identity_of
@@ -71,6 +72,8 @@ def receive(teller: Teller, instance: Instance, letter: Mail, now: int) -> None:
             _answered(teller, instance, letter)
         case LetterKind.UPDATE:
             teller.tell(instance, EntryKind.UPDATE, (letter.name, UUID(letter.id).bytes, 0), letter.payload)
+        case LetterKind.CANCEL if not is_for(instance.parent, letter.name):
+            teller.after(instance)
         case LetterKind.CANCEL:
             teller.tell(instance, EntryKind.CANCEL, ("", b"", 0), _reason(letter).encode())
         case _:
@@ -106,7 +109,8 @@ def _child_ended(teller: Teller, instance: Instance, letter: Mail) -> None:
     for child in [call for call in machine.calls.values() if isinstance(call, Child) and call.id == letter.name]:
         if instance.stopped or not machine.awaits(child):
             continue  # since the one before it was told
-        if is_of_before(end, letter.time, machine.retried_at) and not child.is_let_go:
+        given_up = child.id in machine.given_up
+        if is_of_before(end, letter.time, machine.retried_at, given_up=given_up) and not child.is_let_go:
             teller.begin_child(instance, child)
         else:
             kind = EntryKind.CHILD_DONE if end.state == WorkflowState.COMPLETED else EntryKind.CHILD_FAILED

@@ -126,6 +126,8 @@ class Machine:
         """How often it was retried after a failure."""
         self.retried_at = 0
         """When it was retried after a failure, the last time (microseconds since 1970)."""
+        self.given_up: set[str] = set()
+        """Children, by id, that the code has given up since then."""
         self._body, self._copy = body, copy
         self.calls: dict[Identity, AnyCall] = {}
         """What it waits for."""
@@ -164,6 +166,7 @@ class Machine:
             for call in self.calls.values():
                 if isinstance(call, Ask):  # it was given up with the failure, or rejected
                     call.after_retry(self.retries)
+            self.given_up.clear()
             return
         if entry.position <= self._doubtful and not _fits(self, entry):
             return
@@ -277,7 +280,8 @@ class Machine:
         # because another run of this workflow's id may have called the same.
         own = f"{self.id}.{workflow.name}.{self.run[-6:]}{digest.hex()[:6]}.{occurrence}"
         id = options.pop("id", None) or own
-        call = Child(workflow, body, digest, occurrence, self.loop.create_future(), id, **options)
+        future, begun = self.loop.create_future(), self.patches.recorded is not None
+        call = Child(workflow, body, digest, occurrence, future, id, begun=begun, **options)
         self.calls[call.identity] = call
         self.called.append(call)
         return call
@@ -345,6 +349,8 @@ class Machine:
         if self.awaits(call):
             del self.calls[call.identity]
             self.dropped.append(call)
+            if self.retried_at and self.position > self._doubtful and isinstance(call, Child):
+                self.given_up.add(call.id)
 
     def _complete(self, entry: JournalEntry, value: Any) -> None:
         call = self.calls.get((entry.name, entry.digest, entry.occurrence))

@@ -17,15 +17,12 @@ from typing import Any
 from skald import failpoints
 from skald.clock import Clock
 from skald.errors import Fenced, Rejection
-from skald.message import new_id
 from skald.messaging.outcome import describe
 from skald.sagas.announcing import announce
 from skald.telemetry import Recovering, WorkflowComplaint, WorkflowPaused, WorkflowStopped, emit
 from skald.unit import (
-    AddressKind,
     EntryKind,
     JournalEntry,
-    Letter,
     LetterKind,
     WorkflowRest,
     WorkflowStart,
@@ -36,9 +33,10 @@ from skald.workflows.calling import Asked
 from skald.workflows.client import outside
 from skald.workflows.crew import Crew, Job
 from skald.workflows.definition import Call, Child
-from skald.workflows.failure import BY_CALLER, End, encode, failure_of
+from skald.workflows.failure import End, encode, failure_of
 from skald.workflows.instance import Instance
 from skald.workflows.journal import Mail
+from skald.workflows.letters import cancelled_by
 from skald.workflows.receiving import receive
 from skald.workflows.recorder import Record, Recorder, Submit
 from skald.workflows.replay import UNREAD, AnyCall, Machine
@@ -174,7 +172,9 @@ class Turner:
                 machine.deliver(entry)
                 for call in machine.called:
                     # Where it matters whether it may have been done before.
-                    if isinstance(call, Call) and (machine.conductor is not None or call.step.lookup is not None):
+                    if isinstance(call, Child):
+                        call.begun = True
+                    elif isinstance(call, Call) and (machine.conductor is not None or call.step.lookup is not None):
                         call.woken = True
         except Exception as error:
             if not ending:  # which needs no history that fits
@@ -264,17 +264,15 @@ class Turner:
         if isinstance(call, Asked):
             instance.taken += call.letters  # what answers it now finds nothing
             self.asked.pop(call.id, None)
-        elif isinstance(call, Child):
-            # To its id, because it may not have been started yet.
-            instance.letters.append(
-                Letter(new_id(), LetterKind.CANCEL, AddressKind.ID, call.id, "", BY_CALLER.encode(), self._clock.now())
-            )
+        elif isinstance(call, Child) and call.begun:
+            instance.letters.append(cancelled_by(instance.run, call.id, self._clock.now()))
 
     def _run(self, instance: Instance, called: Sequence[AnyCall]) -> None:
         if Child in map(type, called):
             begin = [call for call in called if isinstance(call, Child) and (call.detached or instance.wants(call))]
             called = [call for call in called if isinstance(call, Call)]
             for child in begin:
+                child.begun = True
                 self.begin_child(instance, child)
             if begin:
                 # They begin first: a step may end at once, and its workflow with it.

@@ -159,10 +159,11 @@ DELETE FROM skald_letters WHERE to_id = :id AND taken = 0 AND kind BETWEEN 1 AND
 SELECT 1 AS one FROM skald_workflows WHERE run = :run AND latest = 1 AND ended_at = :ended_at {for_update}
 
 -- name: cancels
-SELECT 1 AS one FROM skald_letters WHERE to_id = :id AND taken = 0 AND kind = 2 AND payload = :reason LIMIT 1
+SELECT 1 AS one FROM skald_letters
+WHERE to_id = :id AND taken = 0 AND kind = 2 AND payload = :reason AND time <= :retried_at LIMIT 1
 
 -- name: withdraw
-DELETE FROM skald_letters WHERE to_id = :id AND taken = 0 AND kind = 2 AND payload = :reason
+DELETE FROM skald_letters WHERE to_id = :id AND taken = 0 AND kind = 2 AND payload = :reason AND time <= :retried_at
 
 -- name: choose
 UPDATE skald_workflows SET wake_at = :token WHERE run IN (
