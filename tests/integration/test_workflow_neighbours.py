@@ -217,6 +217,48 @@ async def test_one_that_is_terminated_before_it_was_told_anything_gives_up_its_c
         await eventually(lambda: is_kid("cancelled", "NULL"))
 
 
+@workflow
+async def middle() -> str:
+    return await legacy.run(id="grandchild")
+
+
+@workflow
+async def family() -> None:
+    await asyncio.gather(middle.run(id="kid"), legacy.run(id="later kid", delay=3600), good.run("done", id="done kid"))
+
+
+@pytest.mark.parametrize("has_code", [True, False], ids=["by a program that has its code", "by one that has not"])
+async def test_one_that_is_terminated_gives_up_its_children(
+    store_url: str,  # noqa: F811
+    has_code: bool,
+) -> None:
+    async def states(app: App) -> dict[str, str]:
+        rows = await app.service("jobs").fetch("SELECT id, state FROM skald_workflows")
+        return {row["id"]: row["state"] for row in rows}
+
+    begun = {"x": "running", "other": "running", "kid": "running", "grandchild": "running"}
+    begun |= {"later kid": "scheduled", "done kid": "completed"}
+    over = begun | {"x": "terminated", "kid": "cancelled", "grandchild": "cancelled"}
+    async with playing(store_url, family, middle, legacy, good) as app:
+        await family.start(id="x")
+        await legacy.start(id="other")
+
+        async def is_begun() -> bool:
+            return await states(app) == begun
+
+        await eventually(is_begun)
+    rest = (middle, legacy, good)
+    async with playing(store_url, *((family, *rest) if has_code else rest)) as app:
+        await operations.terminate_workflow(app, "x", reason="enough")
+
+        async def is_over() -> bool:
+            return await states(app) == over
+
+        await eventually(is_over)
+        # Which it hears when it begins.
+        assert [letter.kind for letter in (await operations.show_workflow(app, "later kid")).letters] == ["cancel"]
+
+
 async def test_an_update_may_come_before_the_start(store_url: str) -> None:  # noqa: F811
     async with playing(store_url, finishing):
         update = asyncio.create_task(finishing.handle("x").update(finish, "a"))

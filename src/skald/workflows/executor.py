@@ -26,6 +26,7 @@ from skald.workflows.client import AnyWorkflow, Client, outside
 from skald.workflows.databaseclock import DatabaseClock
 from skald.workflows.failure import End, Failure
 from skald.workflows.instance import Instance
+from skald.workflows.letters import cancelled_by
 from skald.workflows.local import Local
 from skald.workflows.receiving import receive, terminated
 from skald.workflows.recorder import Submit, child_ended
@@ -320,6 +321,9 @@ class Executor:
             if letter.kind == LetterKind.TERMINATE:
                 end = WorkflowEnd(one.run, WorkflowState.TERMINATED, terminated(letter), self._clock.now(), frees=True)
                 told = child_ended(one.parent, one.id, End(end.state, end.outcome), end.time)
+                # Which of them are detached its code alone says.
+                children = await journal.open_children(self.store, one.run)
+                told += tuple(cancelled_by(one.run, child, end.time) for child in children)
                 writes = WorkflowWrites(ends=(end,), taken=(letter.id,), letters=told)
                 await self.committer.submit(Unit(fence=self.owner, workflows=writes))
                 return

@@ -111,6 +111,11 @@ def _known(rows: list[Row]) -> Known | None:
     return Known(**{**row, **fixed})
 
 
+async def open_children(store: Store, run: str) -> list[str]:
+    """By id: those that a run has started, and that have not ended."""
+    return [row["id"] for row in await store.fetch(SQL["open_children"], run=run)]
+
+
 async def poll(store: Store) -> tuple[int | None, bool, bool, int | None]:
     """When the next workflow without an owner is due, whether there are any letters, and locks to be decided on; and
     when the next one is due that is not so at once."""

@@ -10,6 +10,9 @@ WHERE id = :id AND latest = 1
 SELECT run, id, workflow, state, owner, parent, input, outcome, started_at, ended_at, style FROM skald_workflows
 WHERE run = :run
 
+-- name: open_children
+SELECT id FROM skald_workflows WHERE parent = :run AND latest = 1 AND ended_at IS NULL ORDER BY id
+
 -- name: poll
 SELECT (SELECT min(wake_at) FROM skald_workflows WHERE wake_at IS NOT NULL) AS wake_at,
        (SELECT min(wake_at) FROM skald_workflows WHERE wake_at > 0) AS timer,
