@@ -220,6 +220,7 @@ class LetterKind(IntEnum):
     UPDATE = 1
     """Stays until it has a reply, and the reply until somebody has read it."""
     CANCEL = 2
+    """By the caller of a child its name is the caller's run, and no other workflow is told; otherwise it has none."""
     TERMINATE = 3
     PAUSE = 4
     CHILD = 5

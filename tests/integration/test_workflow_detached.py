@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from skald import App, RuntimeSettings, Service, step, workflow
+from skald import App, RuntimeSettings, Service, step, workflow, workflows
 from skald.errors import StoreUnavailable
 from skald.testing.workflows import Crashed, Lab, _crash, crash_everywhere
 from skald.workflows import children, executor, journal
@@ -17,6 +17,7 @@ from skald.workflows.executor import ExecutorSettings
 from tests.simulation.conftest import store_url  # noqa: F401
 from tests.simulation.stage import eventually
 
+go = workflows.Signal("go", str)
 done: list[str] = []
 
 
@@ -53,7 +54,14 @@ async def handing_over_later(order: str) -> str:
     return "done"
 
 
-FLOWS = (kid, handing_over, handing_over_later)
+@workflow
+async def handing_over_first(order: str) -> str:
+    """To a child, and hears something before it ends."""
+    kid.child(f"{order} kept", id=f"{order}/kept", detached=True)
+    return await go.receive()
+
+
+FLOWS = (kid, handing_over, handing_over_later, handing_over_first)
 
 
 @asynccontextmanager
@@ -153,3 +161,34 @@ async def test_it_is_started_by_the_next_process(
         assert await asyncio.wait_for(kid.handle("o/kept").result(), 30) == "o kept"
         assert await runs_of(app) == [("o", "completed"), ("o/kept", "completed")]
     assert done == ["first", "o kept"]
+
+
+@pytest.mark.parametrize("how", ["it returns", "it is terminated"])
+async def test_it_is_started_before_its_caller_hears_what_ends_it(
+    store_url: str,  # noqa: F811
+    how: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    entered = asyncio.Event()
+
+    async def not_yet(self: Any, parent: Any, child: Any) -> None:
+        entered.set()
+        await asyncio.Event().wait()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(children.Children, "_insert", not_yet)
+        async with playing(store_url) as (app, _):
+            await handing_over_first.start("o", id="o")
+            await asyncio.wait_for(entered.wait(), 30)
+    app = App(Service("jobs", workflows=FLOWS), store=store_url)
+    async with app.connect():
+        handle = handing_over_first.handle("o")
+        await (handle.signal(go, "now") if how == "it returns" else handle.terminate())
+    async with playing(store_url) as (app, _):
+
+        async def are_over() -> bool:
+            return await is_done(app, "o") and await is_done(app, "o/kept")
+
+        await eventually(are_over)
+        end = "completed" if how == "it returns" else "terminated"
+        assert await runs_of(app) == [("o", end), ("o/kept", "completed")]

@@ -284,7 +284,8 @@ class Lab:
 
     async def _replay_all(self) -> None:
         for executor in self._executors:
-            for instance in [one for one in executor.turner.runs.values() if not _has_work(one)]:
+            # What has ended one that waits for its children to start is in no journal yet.
+            for instance in [one for one in executor.turner.runs.values() if not (_has_work(one) or one.waits_to_end)]:
                 history = await journal.history(executor.store, instance.run)
                 if not instance.stopped:
                     await outside(partial(_compare, instance, history))

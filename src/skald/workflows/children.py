@@ -59,6 +59,7 @@ class Children:
         assert before is None or isinstance(before, asyncio.Task)
         task = self._loop.create_task(self._start(parent, child, before), context=context.copy())
         parent.tasks[child.identity] = task
+        child.begun = True
         parent.detaching += child.detached
         task.add_done_callback(partial(self._started, parent, child, before), context=context)
 

@@ -26,10 +26,9 @@ from skald.workflows.client import AnyWorkflow, Client, outside
 from skald.workflows.databaseclock import DatabaseClock
 from skald.workflows.failure import End, Failure
 from skald.workflows.instance import Instance
-from skald.workflows.letters import cancelled_by
 from skald.workflows.local import Local
 from skald.workflows.receiving import receive, terminated
-from skald.workflows.recorder import Submit, child_ended
+from skald.workflows.recorder import Submit, cancelled_by, child_ended
 from skald.workflows.steps import StepRunner
 from skald.workflows.suspects import Suspects, given_up
 from skald.workflows.turner import PAUSE, Turner

@@ -21,7 +21,7 @@ _HEARS = (
     "(w.state = 'running' OR l.kind = 3 OR (l.kind = 2 AND l.name = '' AND w.state = 'scheduled' AND w.parent IS NULL))"
 )
 """A termination is heard in any state. A cancellation also by one that has not begun, but for a child, which the retry
-of its parent may want to keep; and not one that is for the child of another (see ``letters.cancelled_by``)."""
+of its parent may want to keep; and not one that is for the child of another (which it names)."""
 _IS_CONTINUED = """f.state = 'continued' AND NOT EXISTS (SELECT 1 FROM skald_workflows other
     WHERE other.id = f.id AND other.latest = 0 AND other.state <> 'continued' AND other.run > f.run)"""
 """By the last run of its id, with any number of runs in between."""

@@ -8,10 +8,8 @@ from typing import Any
 from msgspec.structs import replace
 
 from skald.errors import InvalidMessage, WorkflowMismatch
-from skald.message import new_id
-from skald.unit import AddressKind, Letter, LetterKind, WorkflowStart
+from skald.unit import AddressKind, WorkflowStart
 from skald.workflows.definition import Workflow
-from skald.workflows.failure import BY_CALLER
 from skald.workflows.starting import Options
 
 MAX_NAME = 200
@@ -55,17 +53,6 @@ def require_same(id: str, workflow: Workflow[..., Any], body: bytes, known: str,
         raise WorkflowMismatch(f"the id {id!r} belongs to a workflow {known!r}, which is not {workflow.name!r}")
     if not workflow.signature.agrees(body, known_body):
         raise WorkflowMismatch(f"workflow {id!r} was started with other arguments")
-
-
-def cancelled_by(parent: str, child: str, now: int) -> Letter:
-    """Cancels a child. To its id, because its start may be on its way; and in the name of its caller's run, because
-    others may start that id if it comes to nothing (see ``is_for``)."""
-    return Letter(new_id(), LetterKind.CANCEL, AddressKind.ID, child, parent, BY_CALLER.encode(), now)
-
-
-def is_for(parent: str | None, cancellation: str) -> bool:
-    """Whether a cancellation of this name is for a workflow that ``parent`` has called. Those by people have none."""
-    return cancellation in ("", parent)
 
 
 def addressed(id: str | None, key: str | None) -> tuple[AddressKind, str]:

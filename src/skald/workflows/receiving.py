@@ -15,7 +15,6 @@ from skald.workflows.failure import End, Failure, encode, is_of_before
 from skald.workflows.inbox import Answer
 from skald.workflows.instance import Instance
 from skald.workflows.journal import Mail
-from skald.workflows.letters import is_for
 from skald.workflows.recorder import ChildEnd
 from skald.workflows.replay import Machine
 from skald.workflows.signature import Identity, identity_of
@@ -72,8 +71,8 @@ def receive(teller: Teller, instance: Instance, letter: Mail, now: int) -> None:
             _answered(teller, instance, letter)
         case LetterKind.UPDATE:
             teller.tell(instance, EntryKind.UPDATE, (letter.name, UUID(letter.id).bytes, 0), letter.payload)
-        case LetterKind.CANCEL if not is_for(instance.parent, letter.name):
-            teller.after(instance)
+        case LetterKind.CANCEL if letter.name not in ("", instance.parent):
+            teller.after(instance)  # for the child of another, which was never started
         case LetterKind.CANCEL:
             teller.tell(instance, EntryKind.CANCEL, ("", b"", 0), _reason(letter).encode())
         case _:

@@ -34,7 +34,7 @@ from skald.unit import (
     WorkflowWrites,
 )
 from skald.workflows.definition import Child
-from skald.workflows.failure import End, Failure, encode
+from skald.workflows.failure import BY_CALLER, End, Failure, encode
 from skald.workflows.instance import Instance
 from skald.workflows.locking import held
 from skald.workflows.replay import AnyCall
@@ -111,6 +111,12 @@ def child_ended(parent: str | None, id: str, end: End, now: int) -> tuple[Letter
         return ()
     body = encode(ChildEnd(end.state, end.body))
     return (Letter(new_id(), LetterKind.CHILD, AddressKind.RUN, parent, id, body, now),)
+
+
+def cancelled_by(run: str, child: str, now: int) -> Letter:
+    """What the child of a run is told. To its id, because its start may be on its way; and in the name of the run,
+    because others may start that id if that comes to nothing."""
+    return Letter(new_id(), LetterKind.CANCEL, AddressKind.ID, child, run, BY_CALLER.encode(), now)
 
 
 def _asked(instance: Instance, now: int) -> list[Message]:

@@ -36,9 +36,8 @@ from skald.workflows.definition import Call, Child
 from skald.workflows.failure import End, encode, failure_of
 from skald.workflows.instance import Instance
 from skald.workflows.journal import Mail
-from skald.workflows.letters import cancelled_by
 from skald.workflows.receiving import receive
-from skald.workflows.recorder import Record, Recorder, Submit
+from skald.workflows.recorder import Record, Recorder, Submit, cancelled_by
 from skald.workflows.replay import UNREAD, AnyCall, Machine
 from skald.workflows.signature import Identity
 from skald.workflows.steps import Exhausted, StepRunner
@@ -182,6 +181,10 @@ class Turner:
                 return
         machine.asked = unsent(machine, open_calls.union(letter.id for letter in mail))
         self.asked.update((call.id, instance) for call in machine.calls.values() if isinstance(call, Asked))
+        for call in outstanding:
+            if isinstance(call, Child) and call.detached:
+                self.begin_child(instance, call)  # whatever ends its caller
+        outstanding = [call for call in outstanding if not (isinstance(call, Child) and call.detached)]
         # First what came: the result of a step may be among it.
         for letter in ending or mail:
             receive(self, instance, letter, self._clock.now())
@@ -272,7 +275,6 @@ class Turner:
             begin = [call for call in called if isinstance(call, Child) and (call.detached or instance.wants(call))]
             called = [call for call in called if isinstance(call, Call)]
             for child in begin:
-                child.begun = True
                 self.begin_child(instance, child)
             if begin:
                 # They begin first: a step may end at once, and its workflow with it.
