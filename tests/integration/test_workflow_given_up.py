@@ -13,6 +13,7 @@ from skald import NEVER, App, RuntimeSettings, Service, step, workflow, workflow
 from skald.errors import WorkflowFailed
 from skald.workflows import children, journal
 from skald.workflows.executor import ExecutorSettings
+from skald.workflows.failure import BY_CALLER
 from skald.workflows.handle import WorkflowHandle
 from tests.simulation.conftest import store_url  # noqa: F401
 from tests.simulation.stage import eventually
@@ -208,3 +209,18 @@ async def test_a_retried_caller_may_still_give_a_child_up(
         with pytest.raises(WorkflowFailed, match="its caller"):
             await ends(impatient.handle("x"))
         assert done == ["weak", "weak", "k1"]
+
+
+async def test_a_retry_withdraws_what_was_asked_for_before_it_and_nothing_else(store_url: str) -> None:  # noqa: F811
+    """A call that was there before the retry may be given up while the child's cancellations are looked for."""
+    async with playing(store_url) as (jobs, _):
+        retried_at = await jobs.store.now()
+        async with jobs.transaction() as tx:
+            for time in (-1, 0, 1):
+                await tx.execute(
+                    "INSERT INTO skald_letters (id, kind, to_id, name, payload, time) "
+                    "VALUES (:id, 2, 'k1', '', :reason, :time)",
+                    id=f"letter {time}", reason=BY_CALLER.encode(), time=retried_at + time,
+                )  # fmt: skip
+        await journal.keep(jobs.store, "k1", retried_at)
+        assert await jobs.fetch("SELECT id FROM skald_letters") == [{"id": "letter 1"}]
