@@ -202,6 +202,9 @@ class Stopped(SkaldError):
 class WorkflowError(SkaldError):
     """What concerns a workflow or one of its steps."""
 
+    position = 0
+    """In a workflow's code: of the entry of its journal that it came with."""
+
 
 class NotInWorkflow(WorkflowError):
     """Something whose outcome no replay could repeat; names the line and what to do instead."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Container, Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from skald.codec import codec_for
-from skald.errors import CallUnanswered, WorkflowError
+from skald.errors import CallUnanswered, StepFailed, WorkflowError
 from skald.message import Command
 from skald.sagas.recovery import Recovery
 from skald.workflows.calling import Ask, Asked, Undoing, key_of
@@ -87,6 +87,14 @@ def issue(machine: Machine, command: Any) -> Ask:
 
 async def answered(machine: Machine, ask: Ask) -> Any:
     """The answer, in time; raises ``CallRejected`` and ``CallUnanswered``."""
+    try:
+        return await _in_time(machine, ask)
+    except StepFailed as error:
+        error.position = machine.told
+        raise
+
+
+async def _in_time(machine: Machine, ask: Ask) -> Any:
     if ask.timeout is None:
         return await machine.outcome(ask)
     try:

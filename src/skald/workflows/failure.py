@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from skald.errors import SagaCompensated, StepFailed, WorkflowFailed
+from skald.errors import SagaCompensated, StepFailed, WorkflowError, WorkflowFailed
 from skald.unit import WorkflowState
 
 MAX_ERROR = 2_000
@@ -21,6 +21,9 @@ class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
     step: str | None = None
     """Of a saga: at which step it has failed."""
     compensated: bool = False
+    entry: int | None = None
+    """Of a workflow: the position of the entry that it failed because of, 0 if its own code had failed. Older ones do
+    not say it."""
 
 
 class End(msgspec.Struct, frozen=True):
@@ -54,6 +57,31 @@ def let_go(error: BaseException | None) -> None:
     while error is not None and error.__traceback__ is not None:
         error.__traceback__ = None
         error = error.__cause__ or error.__context__
+
+
+def came_with(error: BaseException, told: int) -> WorkflowError | None:
+    """The failure of a step, child or call, of those that an exception was raised from the last one; ``None`` if there
+    is none. What was just being handled counts if nothing else was ``told`` since (a position): nothing can have been
+    built upon it."""
+    found: WorkflowError | None = None
+    seen: set[int] = set()
+    ahead: list[tuple[BaseException, bool]] = [(error, True)]
+    while ahead:
+        one, certain = ahead.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        if isinstance(one, WorkflowError) and one.position:
+            if (certain or one.position == told) and (found is None or found.position < one.position):
+                found = one
+            continue
+        if isinstance(one, BaseExceptionGroup):
+            ahead += [(member, certain) for member in one.exceptions]
+        if one.__cause__ is not None:
+            ahead.append((one.__cause__, certain))
+        elif one.__context__ is not None and not one.__suppress_context__:
+            ahead.append((one.__context__, False))
+    return found
 
 
 def failure_of(error: BaseException) -> Failure:

@@ -10,14 +10,15 @@ import msgspec
 
 class Forgotten(msgspec.Struct, frozen=True):
     """``last`` is the last position that may have come from the failure, and ``at`` the time of the retry (microseconds
-    since 1970)."""
+    since 1970). ``digest`` is that of the call that had failed; older ones do not have it."""
 
     last: int
     at: int
+    digest: bytes = b""
 
     def encode(self) -> bytes:
-        return self.last.to_bytes(4, "big") + self.at.to_bytes(8, "big")
+        return self.last.to_bytes(4, "big") + self.at.to_bytes(8, "big") + self.digest
 
 
 def forgotten(digest: bytes) -> Forgotten:
-    return Forgotten(int.from_bytes(digest[:4], "big"), int.from_bytes(digest[4:12], "big"))
+    return Forgotten(int.from_bytes(digest[:4], "big"), int.from_bytes(digest[4:12], "big"), digest[12:])

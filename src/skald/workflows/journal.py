@@ -10,11 +10,12 @@ import msgspec
 
 from skald import failpoints
 from skald.errors import StoreError, WorkflowBusy, WorkflowKeyTaken, WorkflowUnknown
+from skald.messaging.calls import decode_answer
 from skald.sql import blocks
 from skald.store import Row, Store, Transaction
 from skald.unit import EntryKind, JournalEntry, LetterKind, Unit, WorkflowState
 from skald.workflows.definition import Workflow
-from skald.workflows.failure import BY_CALLER, End
+from skald.workflows.failure import BY_CALLER, End, Failure, decode_failure
 from skald.workflows.forgetting import Forgotten
 
 _HEARS = (
@@ -253,9 +254,9 @@ async def resume(store: Store, id: str) -> None:
 
 
 async def retry(store: Store, id: str) -> None:
-    """Reopens a failed workflow: the step, child or call that failed last is forgotten, and is run again; what becomes
-    of children ``children`` says. What came after it stays where it is, and a replay passes over that part of it which
-    nobody waits for without the failure. Where nothing failed, its code has, and the same history is replayed on what
+    """Reopens a failed workflow: the step, child or call that it failed because of is forgotten, and is run again; what
+    becomes of children ``children`` says. What came after it stays where it is, and a replay passes over that part of
+    it which nobody waits for without the failure. Where its own code has failed, the same history is replayed on what
     may be other code. A saga is undone by then, and cannot go on."""
     known = await by_id(store, id)
     if known is not None and known.style is not None and known.state == WorkflowState.FAILED:
@@ -283,17 +284,37 @@ async def reopen(tx: Transaction, known: Known) -> bool:
     await _ensure_key(tx, known)
     if not await tx.execute(SQL["reopen"], run=known.run, ended_at=known.ended_at):
         return False
-    [row] = await tx.fetch(SQL["last_failure"], run=known.run)
+    [row] = await tx.fetch(SQL["last_position"], run=known.run)
     now, last = max(await tx.now(), known.ended_at or 0), row["last"] or 0
-    if row["position"] is not None:
-        forgotten = Forgotten(last, now).encode()
-        await tx.execute(SQL["forget_failure"], run=known.run, position=row["position"], forgotten=forgotten)
+    failed = _entry_of(known.outcome, await tx.fetch(SQL["failures"], run=known.run))
+    if failed is not None:
+        forgotten = Forgotten(last, now, failed["digest"]).encode()
+        await tx.execute(SQL["forget_failure"], run=known.run, position=failed["position"], forgotten=forgotten)
     else:
         forgotten = Forgotten(0, now).encode()
         await tx.execute(SQL["note_retry"], run=known.run, position=last + 1, forgotten=forgotten, now=now)
     failpoints.hit("workflows.retrying")
     await tx.execute(SQL["forget_told"], id=known.id)  # by whoever did not know yet that it had failed
     return True
+
+
+def _entry_of(outcome: bytes | None, failures: list[Row]) -> Row | None:
+    """That of the failure with which a workflow has failed; nothing, if its own code had."""
+    if not outcome:
+        return None
+    failure = decode_failure(outcome)
+    for row in failures:
+        if row["position"] == failure.entry or (failure.entry is None and _is_that(failure, row)):
+            return row
+    return None
+
+
+def _is_that(failure: Failure, row: Row) -> bool:
+    """As far as one can see: older code wrote no more."""
+    if row["kind"] == EntryKind.CALL_REJECTED:
+        return decode_answer(row["payload"]).type == failure.type
+    found = decode_failure(row["payload"])
+    return (found.type, found.message) == (failure.type, failure.message)
 
 
 async def is_last(tx: Transaction, store: Store, known: Known) -> bool:

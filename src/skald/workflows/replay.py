@@ -18,11 +18,13 @@ from typing import Any, Final, Protocol
 from uuid import UUID
 from zlib import crc32
 
+from msgspec.structs import replace
+
 from skald.errors import Diverged, StepFailed, WorkflowError
 from skald.unit import EntryKind, JournalEntry, Reply, WorkflowState
 from skald.workflows.calling import Ask, Asked
 from skald.workflows.definition import Call, Child, Step, Workflow, continuation
-from skald.workflows.failure import End, decode_failure, encode_failure, failed, let_go
+from skald.workflows.failure import End, came_with, decode_failure, encode, encode_failure, failed, failure_of, let_go
 from skald.workflows.forgetting import forgotten
 from skald.workflows.inbox import Inbox
 from skald.workflows.loop import WorkflowLoop, explained
@@ -120,6 +122,8 @@ class Machine:
         """What belongs to this workflow and is made anew at each replay: its random numbers."""
         self.position = 0
         """Entries so far."""
+        self.told = 0
+        """The position of the entry that the code was told last."""
         self._doubtful = 0
         """Up to here they may have come from a failure that was forgotten since."""
         self.retries = 0
@@ -162,6 +166,9 @@ class Machine:
         if entry.kind == EntryKind.FORGOTTEN:
             found = forgotten(entry.digest)
             self._doubtful, self.retried_at = max(self._doubtful, found.last), max(self.retried_at, found.at)
+            step = self.calls.get((entry.name, found.digest, entry.occurrence))
+            if isinstance(step, Call) and entry.payload is not None and not decode_failure(entry.payload).unknown:
+                step.begun = False  # no attempt has done it
             self.retries += 1
             for call in self.calls.values():
                 if isinstance(call, Ask):  # it was given up with the failure, or rejected
@@ -182,6 +189,7 @@ class Machine:
             return
         if self.end is not None:
             raise _diverged(self, _told(entry))
+        self.told = entry.position
         if entry.time > self.time:
             self.time = entry.time
         if entry.kind != EntryKind.TIMER:
@@ -194,7 +202,7 @@ class Machine:
 
     def done(self, call: Call, entry: JournalEntry, value: Any) -> None:
         """As ``deliver``, of a step that it waits for and whose result somebody has read."""
-        self.position = entry.position
+        self.position = self.told = entry.position
         if entry.time > self.time:
             self.time = entry.time
         del self.calls[call.identity]
@@ -368,10 +376,11 @@ class Machine:
                 call.future.set_result(call.signature.result.decode(body) if value is UNREAD else value)
             case EntryKind.CHILD_FAILED:
                 id = call.id if isinstance(call, Child) else call.name
-                call.future.set_exception(failed(id, decode_failure(body)))
+                call.future.set_exception(_from(entry, failed(id, decode_failure(body))))
             case _:
                 failure = decode_failure(body)
-                call.future.set_exception(StepFailed(call.name, failure.type, failure.message, failure.unknown))
+                error = StepFailed(call.name, failure.type, failure.message, failure.unknown)
+                call.future.set_exception(_from(entry, error))
 
     def _turn(self) -> None:
         self.loop.run()
@@ -393,7 +402,7 @@ class Machine:
         except BaseException as error:
             if (again := continuation(error)) is not None:
                 return End(WorkflowState.CONTINUED, again.body)
-            return End(WorkflowState.FAILED, encode_failure(explained(error)))
+            return End(WorkflowState.FAILED, _failure(self, explained(error)))
 
     def _complain(self, context: dict[str, Any]) -> None:
         error = context.get("exception")
@@ -434,6 +443,19 @@ def _fits(machine: Machine, entry: JournalEntry) -> bool:
         case _:
             call = machine.calls.get((entry.name, entry.digest, entry.occurrence))
             return call is not None and isinstance(call, Ask) is (entry.kind in _ANSWERED)
+
+
+def _failure(machine: Machine, error: BaseException) -> bytes:
+    """What it ends with; and because of which entry, where a retry asks for that."""
+    if machine.conductor is not None:
+        return encode_failure(error)
+    source = came_with(error, machine.told)
+    return encode(replace(failure_of(error), entry=0 if source is None else source.position))
+
+
+def _from(entry: JournalEntry, error: WorkflowError) -> WorkflowError:
+    error.position = entry.position
+    return error
 
 
 def _diverged(machine: Machine, history: str) -> Diverged:

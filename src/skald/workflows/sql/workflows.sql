@@ -144,9 +144,11 @@ WHERE w.run = :run AND w.latest = 1 AND w.state = 'failed' AND w.ended_at = :end
 UPDATE skald_workflows SET state = 'running', wake_at = 0, outcome = NULL, ended_at = NULL
 WHERE run = :run AND latest = 1 AND state = 'failed' AND ended_at = :ended_at
 
--- name: last_failure
-SELECT max(CASE WHEN kind IN (1, 7, 12) THEN position END) AS position, max(position) AS last
-FROM skald_journal WHERE run = :run
+-- name: last_position
+SELECT max(position) AS last FROM skald_journal WHERE run = :run
+
+-- name: failures
+SELECT position, kind, digest, payload FROM skald_journal WHERE run = :run AND kind IN (1, 7, 12) ORDER BY position DESC
 
 -- name: forget_failure
 UPDATE skald_journal SET kind = 14, digest = :forgotten WHERE run = :run AND position = :position
