@@ -252,7 +252,10 @@ class CallRejected(StepFailed):
 
 
 class CallUnanswered(StepFailed, TimeoutError):
-    """What a workflow has called has not answered in time, and may do it all the same."""
+    """What a workflow has called has not answered in time, and may do it all the same. ``call`` tells it apart from the
+    others of its workflow."""
+
+    call: str | None = None
 
     def __init__(self, command: str, seconds: float) -> None:
         super().__init__(command, TimeoutError.__name__, f"no answer within {seconds:g} s", unknown=True)

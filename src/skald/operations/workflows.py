@@ -27,7 +27,7 @@ from skald.store import Store
 from skald.unit import AddressKind, Committed, EntryKind, JournalEntry, LetterKind, Unit, WorkflowState
 from skald.workflows import journal
 from skald.workflows.client import AnyWorkflow, Client, outside
-from skald.workflows.failure import decode_failure
+from skald.workflows.failure import FOR_RETRY, decode_failure
 from skald.workflows.replay import Machine
 from skald.workflows.saved import History, Replayer, saved
 from skald.workflows.signature import identity_of
@@ -273,6 +273,7 @@ def _shown(body: bytes | None, *, failure: bool = False, text: bool = False) -> 
     found = readable(body)
     if failure and isinstance(found, dict) and isinstance(found.get("message"), str):
         found["message"] = scrubbed(found["message"])
+        found = {name: value for name, value in found.items() if name not in FOR_RETRY}
     return found
 
 

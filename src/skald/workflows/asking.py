@@ -18,7 +18,7 @@ from skald.workflows.calling import Ask, Asked, Undoing, key_of
 from skald.workflows.definition import Step
 from skald.workflows.loop import running, user_line
 from skald.workflows.replay import Machine
-from skald.workflows.signature import digest_of
+from skald.workflows.signature import digest_of, identity_text
 
 if TYPE_CHECKING:  # it imports this package
     from skald.sagas.definition import FailedExecution
@@ -98,14 +98,18 @@ async def _in_time(machine: Machine, ask: Ask) -> Any:
     if ask.timeout is None:
         return await machine.outcome(ask)
     try:
-        async with asyncio.timeout(ask.timeout) as limit:
+        # Since it was called, or since the retry after which it is waited for anew.
+        began = max(asyncio.get_running_loop().time(), machine.waited_anew.since.get(ask.identity, 0.0))
+        async with asyncio.timeout_at(began + ask.timeout) as limit:
             return await machine.outcome(ask)
     except TimeoutError:
         if not limit.expired():
             raise
         if ask.future.done() and not ask.future.cancelled():
             return ask.future.result()  # it has come in the same moment
-        raise CallUnanswered(ask.name, ask.timeout) from None
+        unanswered = CallUnanswered(ask.name, ask.timeout)
+        unanswered.call = identity_text(ask.identity)
+        raise unanswered from None
 
 
 def unsent(machine: Machine, sent: Container[str]) -> list[Asked]:

@@ -152,15 +152,16 @@ class Ask(Asked, eq=False, kw_only=True):
         return self.kind.name
 
     def _name(self) -> str:
+        return self._name_after(self.retry)
+
+    def _name_after(self, retry: int) -> str:
         name = f"{identity_text(self.identity)}:{self.attempt}"
-        return f"{name}:{self.retry}" if self.retry else name
+        return f"{name}:{retry}" if retry else name
 
     @property
     def letters(self) -> tuple[str, ...]:
-        if not self.retry:
-            return (self.id,)
-        # An older version has sent it again as the same command.
-        return self.id, command_id(self.run, f"{identity_text(self.identity)}:{self.attempt}")
+        # The answer to one that was sent before the last retry may still come; it is not sent again then.
+        return self.id, *(command_id(self.run, self._name_after(retry)) for retry in range(self.retry))
 
     def after_retry(self, retry: int) -> None:
         """It is called again, after its workflow had failed: another command, as with ``again``."""

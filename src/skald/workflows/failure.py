@@ -24,6 +24,12 @@ class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
     entry: int | None = None
     """Of a workflow: the position of the entry that it failed because of, 0 if its own code had failed. Older ones do
     not say it."""
+    unanswered: str | None = None
+    """The call that had no answer in time when that was told, if it failed because of this."""
+
+
+FOR_RETRY = ("entry", "unanswered")
+"""What of a failure only a retry asks for."""
 
 
 class End(msgspec.Struct, frozen=True):

@@ -17,6 +17,7 @@ from skald.unit import EntryKind, JournalEntry, LetterKind, Unit, WorkflowState
 from skald.workflows.definition import Workflow
 from skald.workflows.failure import BY_CALLER, End, Failure, decode_failure
 from skald.workflows.forgetting import Forgotten
+from skald.workflows.signature import identity_of
 
 _HEARS = (
     "(w.state = 'running' OR l.kind = 3 OR (l.kind = 2 AND l.name = '' AND w.state = 'scheduled' AND w.parent IS NULL))"
@@ -256,8 +257,9 @@ async def resume(store: Store, id: str) -> None:
 async def retry(store: Store, id: str) -> None:
     """Reopens a failed workflow: the step, child or call that it failed because of is forgotten, and is run again; what
     becomes of children ``children`` says. What came after it stays where it is, and a replay passes over that part of
-    it which nobody waits for without the failure. Where its own code has failed, the same history is replayed on what
-    may be other code. A saga is undone by then, and cannot go on."""
+    it which nobody waits for without the failure. A call that had no answer in time is waited for anew. Where its own
+    code has failed, the same history is replayed on what may be other code. A saga is undone by then, and cannot go
+    on."""
     known = await by_id(store, id)
     if known is not None and known.style is not None and known.state == WorkflowState.FAILED:
         raise WorkflowBusy(f"saga {id!r} was compensated, and has nothing left to go on with: start it again")
@@ -286,23 +288,28 @@ async def reopen(tx: Transaction, known: Known) -> bool:
         return False
     [row] = await tx.fetch(SQL["last_position"], run=known.run)
     now, last = max(await tx.now(), known.ended_at or 0), row["last"] or 0
-    failed = _entry_of(known.outcome, await tx.fetch(SQL["failures"], run=known.run))
+    failure = decode_failure(known.outcome) if known.outcome else None
+    failed = _entry_of(failure, await tx.fetch(SQL["failures"], run=known.run))
     if failed is not None:
-        forgotten = Forgotten(last, now, failed["digest"]).encode()
-        await tx.execute(SQL["forget_failure"], run=known.run, position=failed["position"], forgotten=forgotten)
+        forgotten = Forgotten(last, now, digest=failed["digest"])
+        given = {"position": failed["position"], "forgotten": forgotten.encode()}
+        await tx.execute(SQL["forget_failure"], run=known.run, **given)
     else:
-        forgotten = Forgotten(0, now).encode()
-        await tx.execute(SQL["note_retry"], run=known.run, position=last + 1, forgotten=forgotten, now=now)
+        name, occurrence, forgotten = "", 0, Forgotten(0, now)
+        if failure is not None and failure.unanswered is not None:
+            name, digest, occurrence = identity_of(failure.unanswered)
+            forgotten = Forgotten(last, now, failure.entry or 0, digest)
+        given = {"position": last + 1, "name": name, "occurrence": occurrence, "forgotten": forgotten.encode()}
+        await tx.execute(SQL["note_retry"], run=known.run, now=now, **given)
     failpoints.hit("workflows.retrying")
     await tx.execute(SQL["forget_told"], id=known.id)  # by whoever did not know yet that it had failed
     return True
 
 
-def _entry_of(outcome: bytes | None, failures: list[Row]) -> Row | None:
-    """That of the failure with which a workflow has failed; nothing, if its own code had."""
-    if not outcome:
+def _entry_of(failure: Failure | None, failures: list[Row]) -> Row | None:
+    """That of what a workflow has failed because of; nothing, if that was its own code, or that time has passed."""
+    if failure is None or failure.unanswered is not None:
         return None
-    failure = decode_failure(outcome)
     for row in failures:
         if row["position"] == failure.entry or (failure.entry is None and _is_that(failure, row)):
             return row
@@ -350,12 +357,14 @@ async def prune(store: Store, now: int, before: int, most: int) -> int:
             await tx.execute(SQL["prune_journal"], token=token)
             await tx.execute(SQL["spare_first"], token=token, before=before, now=now)
             await tx.execute(SQL["prune_told"], token=token)
+            await tx.execute(SQL["prune_kept"], token=token)
+            await tx.execute(SQL["prune_places"], token=token)
             await tx.execute(SQL["prune"], token=token)
     return chosen
 
 
 async def prune_letters(store: Store, before: int, long_before: int) -> int:
     """Deletes letters older than ``before`` that nobody can receive any more, and all that are older than
-    ``long_before``."""
+    ``long_before``. What a workflow needs that may be retried goes with its row."""
     async with store.transaction() as tx:
         return await tx.execute(SQL["prune_letters"], before=before, long_before=long_before)

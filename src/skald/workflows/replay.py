@@ -25,7 +25,7 @@ from skald.unit import EntryKind, JournalEntry, Reply, WorkflowState
 from skald.workflows.calling import Ask, Asked
 from skald.workflows.definition import Call, Child, Step, Workflow, continuation
 from skald.workflows.failure import End, came_with, decode_failure, encode, encode_failure, failed, failure_of, let_go
-from skald.workflows.forgetting import forgotten
+from skald.workflows.forgetting import WaitedAnew, forgotten
 from skald.workflows.inbox import Inbox
 from skald.workflows.loop import WorkflowLoop, explained
 from skald.workflows.signature import Identity
@@ -33,6 +33,7 @@ from skald.workflows.signature import Identity
 AnyCall = Call | Child | Asked
 UNREAD: Final = object()
 _STEP_DONE = EntryKind.STEP_DONE
+_NOTHING: Final = WaitedAnew()
 _ANSWERED = (EntryKind.CALL_DONE, EntryKind.CALL_REJECTED)
 
 
@@ -132,6 +133,7 @@ class Machine:
         """When it was retried after a failure, the last time (microseconds since 1970)."""
         self.given_up: set[str] = set()
         """Children, by id, that the code has given up since then."""
+        self.waited_anew = _NOTHING
         self._body, self._copy = body, copy
         self.calls: dict[Identity, AnyCall] = {}
         """What it waits for."""
@@ -175,7 +177,8 @@ class Machine:
                     call.after_retry(self.retries)
             self.given_up.clear()
             return
-        if entry.position <= self._doubtful and not _fits(self, entry):
+        doubtful = entry.position <= self._doubtful or self.waited_anew.has_led_to(entry.position)
+        if doubtful and not _fits(self, entry):
             return
         if entry.kind == EntryKind.PATCH:
             if entry.name not in self.patches.decided:
@@ -214,6 +217,7 @@ class Machine:
 
     def replay(self, history: Sequence[JournalEntry]) -> None:
         """Begins, and delivers what has happened. What it still waits for is in ``called`` then."""
+        self.waited_anew = WaitedAnew(history)
         self.patches.recorded = {entry.name for entry in history if entry.kind == EntryKind.PATCH}
         # Where nothing was written yet, the statuses of the first turn are not either.
         self.is_replayed = bool(history)
@@ -411,6 +415,11 @@ class Machine:
         self.complaints.append(f"{said}: {type(error).__name__}" if error else said)
 
 
+def may_be_retried(machine: Machine) -> bool:
+    """It has failed, and is no saga, which would be undone by then."""
+    return machine.conductor is None and machine.end is not None and machine.end.state == WorkflowState.FAILED
+
+
 def give_up_children(machine: Machine) -> None:
     """Those that go with the code that has called them."""
     for call in tuple(machine.calls.values()):
@@ -450,7 +459,8 @@ def _failure(machine: Machine, error: BaseException) -> bytes:
     if machine.conductor is not None:
         return encode_failure(error)
     source = came_with(error, machine.told)
-    return encode(replace(failure_of(error), entry=0 if source is None else source.position))
+    entry, unanswered = (0, None) if source is None else (source.position, getattr(source, "call", None))
+    return encode(replace(failure_of(error), entry=entry, unanswered=unanswered))
 
 
 def _from(entry: JournalEntry, error: WorkflowError) -> WorkflowError:

@@ -38,7 +38,7 @@ from skald.workflows.instance import Instance
 from skald.workflows.journal import Mail
 from skald.workflows.receiving import receive
 from skald.workflows.recorder import Record, Recorder, Submit, cancelled_by
-from skald.workflows.replay import UNREAD, AnyCall, Machine
+from skald.workflows.replay import UNREAD, AnyCall, Machine, may_be_retried
 from skald.workflows.signature import Identity
 from skald.workflows.steps import Exhausted, StepRunner
 from skald.workflows.timers import Timers
@@ -265,7 +265,8 @@ class Turner:
         if task := instance.tasks.get(call.identity):
             task.cancel()
         if isinstance(call, Asked):
-            instance.taken += call.letters  # what answers it now finds nothing
+            if not may_be_retried(instance.machine):  # which waits for the same answer then
+                instance.taken += call.letters  # what answers it now finds nothing
             self.asked.pop(call.id, None)
         elif isinstance(call, Child) and call.begun:
             instance.letters.append(cancelled_by(instance.run, call.id, self._clock.now()))

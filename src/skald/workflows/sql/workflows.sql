@@ -1,6 +1,8 @@
 -- Portable SQL on workflows, their journals and their letters. {for_update} claims rows where several may write at once.
 -- A row with an owner, one that is paused and one that has ended have no wake_at. Below 1 it is due at once.
 -- {hears}: the letter l makes somebody take the workflow w.
+-- A failed workflow that is no saga keeps the results of its steps (letters of kind 6), the places of answers (8) and the
+-- answers (9) for a retry.
 
 -- name: by_id
 SELECT run, id, workflow, state, owner, parent, input, outcome, started_at, ended_at, style FROM skald_workflows
@@ -16,7 +18,8 @@ SELECT id FROM skald_workflows WHERE parent = :run AND latest = 1 AND ended_at I
 -- name: poll
 SELECT (SELECT min(wake_at) FROM skald_workflows WHERE wake_at IS NOT NULL) AS wake_at,
        (SELECT min(wake_at) FROM skald_workflows WHERE wake_at > 0) AS timer,
-       CASE WHEN EXISTS (SELECT 1 FROM skald_letters WHERE to_run IS NOT NULL AND taken = 0)
+       CASE WHEN EXISTS (SELECT 1 FROM skald_letters l JOIN skald_workflows w ON w.run = l.to_run
+                         WHERE l.to_run IS NOT NULL AND l.taken = 0 AND w.ended_at IS NULL)
               OR EXISTS (SELECT 1 FROM skald_letters WHERE to_id IS NOT NULL AND taken = 0)
               OR EXISTS (SELECT 1 FROM skald_letters WHERE to_key IS NOT NULL AND taken = 0)
             THEN 1 ELSE 0 END AS letters,
@@ -155,7 +158,7 @@ UPDATE skald_journal SET kind = 14, digest = :forgotten WHERE run = :run AND pos
 
 -- name: note_retry
 INSERT INTO skald_journal (run, position, kind, name, digest, occurrence, time, payload)
-VALUES (:run, :position, 14, '', :forgotten, 0, :now, NULL)
+VALUES (:run, :position, 14, :name, :forgotten, :occurrence, :now, NULL)
 
 -- name: forget_told
 DELETE FROM skald_letters WHERE to_id = :id AND taken = 0 AND kind BETWEEN 1 AND 4
@@ -194,6 +197,14 @@ UPDATE skald_workflows AS w SET wake_at = NULL, ended_at = :now WHERE wake_at = 
 DELETE FROM skald_letters WHERE taken = 0 AND kind BETWEEN 1 AND 4 AND to_id IN (
     SELECT id FROM skald_workflows WHERE wake_at = :token AND ended_at IS NOT NULL AND latest = 1)
 
+-- name: prune_kept
+DELETE FROM skald_letters WHERE to_run IS NOT NULL AND taken = 0 AND to_run IN (
+    SELECT run FROM skald_workflows WHERE wake_at = :token AND ended_at IS NOT NULL)
+
+-- name: prune_places
+DELETE FROM skald_letters WHERE taken = 2 AND kind = 8 AND to_run IN (
+    SELECT run FROM skald_workflows WHERE wake_at = :token AND ended_at IS NOT NULL)
+
 -- name: prune
 DELETE FROM skald_workflows WHERE wake_at = :token AND ended_at IS NOT NULL
 
@@ -201,7 +212,8 @@ DELETE FROM skald_workflows WHERE wake_at = :token AND ended_at IS NOT NULL
 DELETE FROM skald_letters AS l WHERE time < :before AND (
     (taken = 1 AND outcome IS NOT NULL)
     OR (to_run IS NOT NULL AND NOT EXISTS (
-        SELECT 1 FROM skald_workflows w WHERE w.run = l.to_run AND w.ended_at IS NULL))
+        SELECT 1 FROM skald_workflows w WHERE w.run = l.to_run AND (w.ended_at IS NULL OR (
+            l.kind IN (6, 8, 9) AND w.state = 'failed' AND w.latest = 1 AND w.style IS NULL))))
     OR EXISTS (SELECT 1 FROM skald_workflows w WHERE w.id = l.to_id AND w.latest = 1 AND w.ended_at IS NOT NULL)
     OR (time < :long_before AND to_run IS NULL
         AND NOT EXISTS (SELECT 1 FROM skald_workflows w WHERE w.id = l.to_id AND w.latest = 1 AND w.ended_at IS NULL)
