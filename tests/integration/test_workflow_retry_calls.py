@@ -12,6 +12,7 @@ import pytest
 from skald import NEVER, App, Command, Event, RuntimeSettings, Service, call, step, workflow
 from skald.errors import WorkflowFailed
 from skald.messaging.consumer import ConsumerSettings
+from skald.operations import workflows as operations
 from skald.workflows import Signal, journal, transaction
 from skald.workflows.executor import ExecutorSettings
 from skald.workflows.steps import StepRunner
@@ -115,12 +116,12 @@ async def booking() -> str:
 class Shop:
     """Orders that call, and a stock that answers once it is open."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, idle: float) -> None:
         flows = [gathered, grouped, impatient, tidy, careless, booking]
         self.orders = Service("orders", workflows=flows, calls=[Reserve])
         self.stock = Service("stock")
         consumer = ConsumerSettings(patience=0.1, poll=0.05, checkpoint=0.05)
-        settings = RuntimeSettings(consumer=consumer, workflows=ExecutorSettings(poll=0.05))
+        settings = RuntimeSettings(consumer=consumer, workflows=ExecutorSettings(poll=0.05, idle=idle))
         self.app = App(self.orders, self.stock, store=url, settings=settings)
         self.open, self.came = asyncio.Event(), asyncio.Event()
         self.handled: list[str] = []
@@ -151,14 +152,20 @@ class Shop:
 
 
 @asynccontextmanager
-async def shop(url: str) -> AsyncIterator[Shop]:
+async def shop(url: str, idle: float = 1000.0) -> AsyncIterator[Shop]:
     global broken
     done.clear()
     broken = True
-    found = Shop(url)
+    found = Shop(url, idle)
     await found.app.migrate()
     async with found.app.run():
         yield found
+
+
+async def check_replay(it: Shop, outcome: Any) -> None:
+    """The history comes to the same."""
+    history = await operations.workflow_history(it.app, "x", "orders")
+    assert operations.replay_history(it.app, history, service="orders", tell=lambda entry: None).outcome == outcome
 
 
 def mend() -> None:
@@ -248,9 +255,14 @@ async def test_at_any_other_end_nothing_is_kept(store_url: str, end: str) -> Non
         it.open.set()
 
 
+@pytest.mark.parametrize("idle", [1000.0, 0.0], ids=["stays in memory", "leaves it whenever it waits"])
 @pytest.mark.parametrize("answered", [True, False])
-async def test_what_had_no_answer_in_time_is_waited_for_anew(store_url: str, answered: bool) -> None:  # noqa: F811
-    async with shop(store_url) as it:
+async def test_what_had_no_answer_in_time_is_waited_for_anew(
+    store_url: str,  # noqa: F811
+    answered: bool,
+    idle: float,
+) -> None:
+    async with shop(store_url, idle) as it:
         handle = await impatient.start("o", id="x")
         await it.came.wait()
         with pytest.raises(WorkflowFailed, match=r"no answer within 0\.05 s"):
@@ -267,6 +279,7 @@ async def test_what_had_no_answer_in_time_is_waited_for_anew(store_url: str, ans
         assert await impatient.handle("x").result() == "o"
         assert it.handled == ["o"]
         assert await it.letters() == []
+        await check_replay(it, "o")
         rows = await it.orders.fetch("SELECT name FROM skald_journal WHERE kind = 14")
         assert [row["name"] for row in rows] == ["Reserve"] * (1 if answered else 3)
 
@@ -281,6 +294,7 @@ async def test_what_the_same_timer_led_to_elsewhere_stays_done(store_url: str) -
         it.open.set()
         assert await retried(tidy) == ["o", "other"]
         assert done.count("other") == 1
+        await check_replay(it, ["o", "other"])
 
 
 async def retried(flow: Any) -> Any:
