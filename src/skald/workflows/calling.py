@@ -164,7 +164,7 @@ class Ask(Asked, eq=False, kw_only=True):
         return self.id, *(command_id(self.run, self._name_after(retry)) for retry in range(self.retry))
 
     def after_retry(self, retry: int) -> None:
-        """It is called again, after its workflow had failed: another command, as with ``again``."""
+        """Its workflow had failed: if it is sent now that is another command, as with ``again``."""
         self.retry, self._id = retry, None
 
     def again(self, future: Any) -> Ask:

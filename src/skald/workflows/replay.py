@@ -173,7 +173,7 @@ class Machine:
                 step.begun = False  # no attempt has done it
             self.retries += 1
             for call in self.calls.values():
-                if isinstance(call, Ask):  # it was given up with the failure, or rejected
+                if isinstance(call, Ask):
                     call.after_retry(self.retries)
             self.given_up.clear()
             return
