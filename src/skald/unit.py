@@ -96,6 +96,7 @@ class MarkKind(StrEnum):
     ONCE = "once"  # a fact was handled; the key is its type and the value that names it
     EFFECT = "effect"  # what a handler that can be compensated did for a key
     PROCESS = "process"  # the state of a process
+    PARKING = "parking"  # moved by who parks a message of a key and by who cancels it: one of them sees the other
 
 
 class Mark(msgspec.Struct, frozen=True, gc=False):

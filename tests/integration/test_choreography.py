@@ -368,7 +368,7 @@ async def test_what_was_tried_without_a_known_outcome_is_looked_up_by_who_takes_
         await at_rest(payments, orders)
         assert await eventually(lambda: _no_deliveries(payments))
         log = [(record.type, record.key) for record in await payments.store.log.read(0, 100)]
-        rows = await payments.fetch("SELECT key, state FROM skald_marks ORDER BY key")
+        rows = await payments.fetch("SELECT key, state FROM skald_effects ORDER BY key")
     assert sorted(log) == [("Charged", "fine"), ("Refunded", "fine"), ("Refunded", "happened")]
     assert {one.attempt for one in asked} == {f"payments:charge:{key}" for key in ("happened", "not", "fine")}
     assert {row["key"]: row["state"] for row in rows} == {

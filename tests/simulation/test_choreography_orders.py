@@ -183,7 +183,7 @@ class World:
         log = await self.payments.store.log.read(0, 10_000)
         published = Counter((record.type, record.key) for record in log)
         first = {(record.type, record.key): record.position for record in reversed(log)}
-        rows = await self.payments.fetch("SELECT key, state FROM skald_marks")
+        rows = await self.payments.fetch("SELECT key, state FROM skald_marks WHERE kind = 'effect'")
         states = {row["key"]: row["state"] for row in rows}
         written = {
             handler: Counter(row["key"] for row in await effects(self.payments, handler))

@@ -14,6 +14,7 @@ from skald.errors import Busy, StoreUnavailable
 from skald.message import slot_of
 from skald.messaging.batch import Stretch
 from skald.messaging.doubts import Ran
+from skald.messaging.keeping import Keeper
 from skald.messaging.marks import Marks
 from skald.messaging.outcome import Taken
 from skald.messaging.undoing import Undoing
@@ -56,6 +57,7 @@ class World:
         once: bool = False,
         retry: Retry | None = None,
         fails: bool = False,
+        tx: bool = False,
     ) -> None:
         self.orders = Service("orders", publishes=[Placed, Cancelled], lanes=1)
         self.stock = Service("stock", publishes=[Rejected], lanes=1)
@@ -64,14 +66,21 @@ class World:
         self.may_end, self.charges = asyncio.Event(), Counter[str]()
         self.has_begun = asyncio.Event()
 
-        @self.payments.on(Placed, retry=retry)
-        async def charge(event: Placed, attempt: Attempt) -> Charged:
+        async def act(event: Placed, attempt: Attempt) -> Charged:
             self.charges[attempt.key] += 1
             self.has_begun.set()
             await self.may_end.wait()
             if fails:
                 raise TimeoutError("the reply is lost")
             return Charged(event.order)
+
+        if tx:
+
+            @self.payments.on(Placed, retry=retry)
+            async def charge(event: Placed, attempt: Attempt, tx: Transaction) -> Charged:
+                return await act(event, attempt)
+        else:
+            charge = self.payments.on(Placed, retry=retry, name="charge")(act)
 
         if looks_up:
 
@@ -313,6 +322,84 @@ async def test_a_charge_is_refunded_that_had_gone_on_alone_when_its_stretch_was_
         await it.orders.publish(Placed("o"))
         await happens(dropped)
         await it.ends()
+
+
+WAYS = ["in its stretch", "alone", "delayed, in a transaction"]
+
+
+def parking(url: str, way: str, looks_up: bool) -> World:
+    """A charge that fails and is parked, by each of those who park."""
+    delayed, settings = way.startswith("delayed"), QUICK if way == "alone" else PATIENT
+    retry = Retry(immediate=1, delays=(0.01,)) if delayed else NEVER
+    return World(url, settings, looks_up=looks_up, retry=retry, fails=True, tx=delayed)
+
+
+async def ends_without_what_was_parked(it: World, looks_up: bool) -> None:
+    """Looked up and refunded, or taken for not done: nobody has to redrive it."""
+    await eventually(it.is_undone if looks_up else it.is_cancelled)
+    await eventually(it.is_quiet)
+    log = await it.payments.store.log.read(0, 100)
+    assert [record.type for record in log] == (["Refunded"] if looks_up else [])
+    assert await it.state() == ("undone" if looks_up else "cancelled")
+    [row] = await it.payments.fetch("SELECT refused FROM skald_effects")
+    assert looks_up or row["refused"] is not None
+
+
+@pytest.mark.parametrize("looks_up", [True, False], ids=["looked up", "not done"])
+@pytest.mark.parametrize("way", WAYS)
+async def test_one_that_is_cancelled_before_its_parking_is_written_is_not_parked(
+    store_url: str, monkeypatch: pytest.MonkeyPatch, way: str, looks_up: bool
+) -> None:
+    it, parks, decided = parking(store_url, way, looks_up), Keeper.parks, list[str]()
+
+    async def then_is_cancelled(self: Keeper, item: Any, *given: Any, **named: Any) -> Any:
+        found = await parks(self, item, *given, **named)
+        if not decided:
+            decided.append(found.state)
+            await it.stock.publish(Rejected("o"))
+            await eventually(it.is_cancelled)
+        return found
+
+    monkeypatch.setattr(Keeper, "parks", then_is_cancelled)
+    async with playing(it.app):
+        await it.orders.publish(Placed("o"))
+        await it.has_begun.wait()
+        if way == "alone":
+            await eventually(lambda: deliveries(it.payments))
+        it.may_end.set()
+        await eventually(it.state)
+        await ends_without_what_was_parked(it, looks_up)
+        assert decided == ["parked"]
+
+
+@pytest.mark.parametrize("looks_up", [True, False], ids=["looked up", "not done"])
+@pytest.mark.parametrize("way", WAYS)
+async def test_one_that_is_parked_before_its_tombstone_is_written_is_discarded(
+    store_url: str, monkeypatch: pytest.MonkeyPatch, way: str, looks_up: bool
+) -> None:
+    it, look, looked = parking(store_url, way, looks_up), Undoing._has_unfinished, list[bool]()
+
+    async def is_parked() -> bool:
+        return [row["state"] for row in await deliveries(it.payments)] == ["parked"]
+
+    async def then_is_parked(self: Undoing, *given: Any) -> bool:
+        found = await look(self, *given)
+        if not looked:
+            looked.append(found)
+            it.may_end.set()
+            await eventually(is_parked)
+        return found
+
+    monkeypatch.setattr(Undoing, "_has_unfinished", then_is_parked)
+    async with playing(it.app):
+        await it.orders.publish(Placed("o"))
+        await it.has_begun.wait()
+        if way == "alone":
+            await eventually(lambda: deliveries(it.payments))
+        await it.stock.publish(Rejected("o"))
+        await eventually(it.state)
+        await ends_without_what_was_parked(it, looks_up)
+        assert looked == [False]
 
 
 @pytest.mark.parametrize("way", ["the process stops", "the lane is given up"])

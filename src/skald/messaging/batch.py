@@ -341,6 +341,9 @@ class Stretch:
                     item.unknown, item.ran = True, None if item.rescued else done
                 item.outcome = None
                 await self._run_again(item)
+            elif isinstance(done, Taken) and done.marks:
+                # It was about to be parked. Due instead, because what waits behind it cannot be decided on here.
+                item.outcome = msgspec.structs.replace(done, state=DeliveryState.DELAYED, marks=())
 
     async def _run_again(self, item: Item) -> None:
         seat = Seat(item)

@@ -330,7 +330,7 @@ def remembered(handlers: Iterable[Handler]) -> dict[tuple[MarkKind, str], float]
         if handler.keeps is not None and handler.keeps.once_by is not None:
             found[MarkKind.ONCE, handler.name] = handler.remember
         if handler.keeps is not None and handler.keeps.compensated:
-            found[MarkKind.EFFECT, handler.name] = handler.remember
+            found[MarkKind.EFFECT, handler.name] = found[MarkKind.PARKING, handler.name] = handler.remember
         if handler.keeps is not None and handler.keeps.role is not None:
             found[MarkKind.PROCESS, handler.keeps.role.process.name] = handler.remember
     return found

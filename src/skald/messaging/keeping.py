@@ -27,7 +27,7 @@ from skald.messaging.publisher import Publisher
 from skald.messaging.transaction import Transaction
 from skald.messaging.undoing import Undoing
 from skald.store import Store
-from skald.unit import MarkKind
+from skald.unit import Mark, MarkKind
 
 
 class Keeper:
@@ -127,10 +127,22 @@ class Keeper:
         if keeps.undoes is not None:
             return msgspec.structs.replace(taken, events=(self._undoing.failed(item, keeps.undoes, error),))
         if keeps.compensated:
-            item.ledger = None  # it was read before the attempt
+            ledger, item.ledger = item.ledger, None  # it was read before the attempt
             with suppress(UnreadableMessage):
-                return (await self.plan(item, origin, None, aside=aside)).skip or taken
+                mark = await self._against_parking(item)
+                plan = await self.plan(item, origin, None, aside=aside)
+                if plan.skip is not None:
+                    return plan.skip
+                if ledger is not None:
+                    ledger.written.setdefault(mark.place, []).append(item)
+                return msgspec.structs.replace(taken, marks=(mark,))
         return taken
+
+    async def _against_parking(self, item: Item) -> Mark:
+        try:
+            return await self._undoing.against_parking(item, item.handler.name, None)
+        except (StoreError, Busy) as error:
+            raise Undecided(f"{item.handler.name}: {error}") from error
 
     # --- places -------------------------------------------------------------------------------------------------------
 

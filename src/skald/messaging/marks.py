@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from skald import store as contract
 from skald.clock import Clock
 from skald.errors import MarkMoved, StoreUnavailable
 from skald.messaging.outcome import NOTHING, Done, Item, Place, Remembered
@@ -66,7 +67,9 @@ class Marks:
     def __init__(self, store: Store, clock: Clock) -> None:
         self._store, self._clock = store, clock
 
-    async def find(self, item: Item, place: Place, transaction: Transaction | None) -> Remembered:
+    async def find(
+        self, item: Item, place: Place, transaction: Transaction | contract.Transaction | None
+    ) -> Remembered:
         known = item.ledger.find(place) if item.ledger is not None else None
         if known is not None:
             return known

@@ -46,6 +46,8 @@ class Taken(msgspec.Struct, frozen=True, gc=False):
     error: str | None = None
     events: tuple[Record, ...] = ()
     """What is published with it."""
+    marks: tuple[Mark, ...] = ()
+    """What it depends on."""
 
 
 Outcome = Done | Taken
@@ -117,7 +119,7 @@ class Ledger(msgspec.Struct):
 
     def find(self, place: Place) -> Remembered | None:
         for item in reversed(self.written.get(place, ())):
-            for mark in item.outcome.marks if isinstance(item.outcome, Done) else ():
+            for mark in item.outcome.marks if item.outcome is not None else ():
                 if mark.place == place:
                     return Remembered(mark.expected + 1, mark.state, mark.payload)
         return self.read.get(place)
@@ -220,6 +222,8 @@ def run_unit(lane: LaneState, items: Iterable[Item], last: Record) -> Unit:
             deliveries.append(delivery(lane, item, outcome))
             if outcome.events:
                 events += outcome.events
+            if outcome.marks:
+                marks += outcome.marks
     return Unit(
         events=tuple(events),
         messages=tuple(messages),
@@ -293,7 +297,7 @@ def resolve_unit(owner: str, old: Delivery, outcome: Outcome) -> Unit:
     changed = msgspec.structs.replace(
         old, state=outcome.state, attempts=outcome.attempts, due=outcome.due, error=outcome.error, owner=None
     )
-    return Unit(fence=owner, resolves=(gone,), deliveries=(changed,), events=outcome.events)
+    return Unit(fence=owner, resolves=(gone,), deliveries=(changed,), events=outcome.events, marks=outcome.marks)
 
 
 def cut(items: Sequence[Item]) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from skald import store as contract
 from skald.clock import Clock
 from skald.codec import codec_for
 from skald.errors import UnreadableMessage
@@ -107,12 +108,14 @@ class Undoing:
         effect = effect_of(found.payload)
         by = Trigger(item.handler.name, origin, record)
         if not found.version:
+            moves = await self.against_parking(item, keeps.undoes, transaction)
             if await self._has_unfinished(keeps.undoes, record.key, transaction):
                 if not aside:
                     raise Aside(*place)
                 await self._discard(item, place, by)
                 return await self.compensation(item, origin, transaction, plan, aside)
             mark = self._marks.mark(item, place, found, after("", Happening.OVERTOOK), _encoded(Effect(by=by)))
+            plan.marks += (moves,)
             return plan.called_with(keeps.done, None, mark) if keeps.takes_nothing else plan.skipped(mark)
         if found.state == EffectState.CANCELLED:
             # Compared all the same: what comes behind the tombstone at this moment asks for this compensation again,
@@ -145,6 +148,7 @@ class Undoing:
         item.ledger = None
         values = {"group": self._group, "handler": place[1], "key": place[2]}
         async with self._store.transaction() as tx:
+            moves = await self.against_parking(item, place[1], tx)
             gone = await tx.fetch(SQL["discard"], **values)
             tried = [row for row in gone if row["attempts"] or row["error"] is not None]
             if tried and keeps.takes_unknown:
@@ -157,7 +161,7 @@ class Undoing:
             mark = self._marks.mark(item, place, NOTHING_YET, state, _encoded(effect))
             for origin, lane in sorted({(row["origin"], row["lane"]) for row in gone}):
                 await tx.execute(SQL["bump"], group=self._group, origin=origin, lane=lane)
-            await tx.apply(Unit(marks=(mark,)))
+            await tx.apply(Unit(marks=(mark, moves)))
         for id in effect.refused:
             emit(ForwardRefused(self._group, place[1], place[2], id, item.record.correlation_id, state))
 
@@ -185,6 +189,14 @@ class Undoing:
                 unit = msgspec.structs.replace(unit, deliveries=(again,))
                 await tx.execute(SQL["bump"], group=self._group, origin=by.origin, lane=lane)
             await tx.apply(unit)
+
+    async def against_parking(
+        self, item: Item, handler: str, transaction: Transaction | contract.Transaction | None
+    ) -> Mark:
+        """What is written with a parking, and with a tombstone: of two that do not see each other, one is decided on
+        again. To be asked for before either looks for the other."""
+        place = (MarkKind.PARKING, handler, item.record.key)
+        return self._marks.mark(item, place, await self._marks.find(item, place, transaction), "moved")
 
     async def _has_unfinished(self, handler: str, key: str, transaction: Transaction | None) -> bool:
         fetch: Callable[..., Any] = self._store.fetch if transaction is None else transaction.fetch
