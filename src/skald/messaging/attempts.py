@@ -12,12 +12,13 @@ import msgspec
 
 from skald.errors import MarkMoved
 from skald.messaging.invoke import Invoker
-from skald.messaging.marks import Undecided
-from skald.messaging.outcome import Done, Item, Outcome
+from skald.messaging.marks import TooEarly, Undecided
+from skald.messaging.outcome import HANDED_OVER, Done, Item, Outcome, Taken
 from skald.messaging.publisher import Publisher
 from skald.messaging.transaction import Starts, Transaction
 from skald.store import Transaction as StoreTransaction
 from skald.telemetry import HandlerIgnoresCancellation, emit
+from skald.unit import DeliveryState
 
 GRACE = 5.0
 """Seconds that a cancelled handler gets to end."""
@@ -72,6 +73,8 @@ async def run_attempts(invoker: Invoker, origin: str, item: Item, seat: Seat) ->
         except Exception as raised:
             if isinstance(raised, Undecided):
                 raise
+            if isinstance(raised, TooEarly) and seat.timed_out is None:
+                return Taken(DeliveryState.DELAYED, item.attempts, error=HANDED_OVER)
             if isinstance(raised, MarkMoved) and seat.timed_out is None:
                 # What is remembered has changed while that was decided on: no attempt.
                 item.ledger = None

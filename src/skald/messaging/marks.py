@@ -26,6 +26,10 @@ class Aside(MarkMoved):
     """Something has to be written by itself, outside of the transaction that is open, before this can be decided on."""
 
 
+class TooEarly(Aside):
+    """And what it is decided on is not written itself: it can be asked again when that is."""
+
+
 class Undecided(StoreUnavailable):
     """The database could not be asked what is remembered: trouble of its own, and no attempt of a handler."""
 

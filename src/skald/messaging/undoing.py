@@ -30,7 +30,7 @@ from skald.messaging.compensation import (
 )
 from skald.messaging.context import Cause
 from skald.messaging.definition import Handler, Keeping, fact_of
-from skald.messaging.marks import NOTHING_YET, SQL, Aside, Marks, Plan
+from skald.messaging.marks import NOTHING_YET, SQL, Aside, Marks, Plan, TooEarly
 from skald.messaging.outcome import NOTHING, Done, Item, Place
 from skald.messaging.publisher import Publisher
 from skald.messaging.transaction import Transaction
@@ -65,7 +65,8 @@ class Undoing:
             plan.then = lambda done, gave_up: self._finished(item, place, mine, done, gave_up)
             return plan
         # What is written by itself is decided on what is written: the versions of what is not are only supposed.
-        aside = aside and not (item.ledger is not None and item.ledger.supposes(place))
+        too_early = item.ledger is not None and item.ledger.supposes(place)
+        aside = aside and not too_early
         if item.ran is not None and _has_run(item.ran, place) and finished_late(found.state, effect, record.id):
             if not aside:
                 raise Aside(*place)
@@ -84,7 +85,7 @@ class Undoing:
         was_tried = (item.unknown or item.attempts > 0) and item.ran is None
         if was_tried and state == EffectState.CANCELLED and self._looks_up(effect.by):
             if not aside:
-                raise Aside(*place)
+                raise TooEarly(*place) if too_early else Aside(*place)
             effect = msgspec.structs.replace(mine, by=effect.by, refused=effect.refused)
             mark = self._marks.mark(item, place, found, after(state, Happening.TRIED), _encoded(effect))
             await self._ask_again(item, mark, effect, plan)
