@@ -18,7 +18,7 @@ from skald.messaging.keeping import Keeper
 from skald.messaging.marks import Marks
 from skald.messaging.outcome import Taken
 from skald.messaging.undoing import Undoing
-from tests.simulation.stage import MIGRATIONS, QUICK, caught_up, deliveries, eventually, happens, playing
+from tests.simulation.stage import MIGRATIONS, QUICK, caught_up, cursors, deliveries, eventually, happens, playing
 
 
 class Placed(Event, key="order"):
@@ -439,6 +439,57 @@ async def test_what_was_begun_is_known_to_the_next_owner(
     goes_on.set()
     async with playing(it.app):
         await it.ends_with_a_refund()
+
+
+async def test_who_hands_over_tells_of_lanes_alone_of_which_something_may_have_been_begun(
+    store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two lanes that are read together one has messages, and they are handled at the second reading."""
+    orders, payments = Service("orders", publishes=[Placed]), Service("payments", migrations=MIGRATIONS, lanes=2)
+    run, stretches, wanted = Stretch.run, list[int](), asyncio.Event()
+
+    @payments.on(Placed)
+    async def charge(event: Placed) -> Charged:
+        return Charged(event.order)
+
+    async def not_at_first(self: Stretch, lanes: Any, items: Any, last: Any) -> bool:
+        stretches.append(len(items))
+        if not wanted.is_set():
+            raise StoreUnavailable("not begun")
+        return await run(self, lanes, items, last)
+
+    async def suspected() -> list[int]:
+        async with app.connect("payments"):
+            return [row["lane"] for row in await cursors(payments) if row["takeovers"]]
+
+    monkeypatch.setattr(Stretch, "run", not_at_first)
+    app = App(orders, payments, store=store_url, settings=PATIENT)
+    async with playing(app) as running:
+        [consumer] = [one for service in running for one in service.consumers if one.origin == "orders"]
+        await orders.publish(Placed("o"), Placed("o"))
+        await eventually(lambda: _is(len(stretches) > 1))
+        assert consumer.begun() == [("orders", 0)]
+    assert await suspected() == [0]
+    async with playing(app) as running:
+        [consumer] = [one for service in running for one in service.consumers if one.origin == "orders"]
+        wanted.set()
+        await eventually(lambda: caught_up(payments, orders))
+        # What the one before may have begun was read with the first message, or not at all.
+        assert consumer.begun() == [("orders", 0)]
+        await orders.publish(*(Placed(other) for other in others(PATIENT.consumer.run)))
+        await eventually(lambda: caught_up(payments, orders))
+        assert consumer.begun() == []
+    assert await suspected() == []
+
+
+def others(count: int) -> list[str]:
+    """Keys of the other lane of two than that of ``o``."""
+    keys = (f"k{n}" for n in range(10 * count))
+    return [key for key in keys if (slot_of(key) < 128) != (slot_of("o") < 128)][:count]
+
+
+async def _is(fact: bool) -> bool:
+    return fact
 
 
 class Failed(Event, key="order"):

@@ -65,6 +65,22 @@ def test_exhausted_comes_before_parking_but_not_for_the_unreadable() -> None:
     assert parked.state is DeliveryState.PARKED
 
 
+def test_a_lane_is_clean_behind_as_many_messages_as_a_stretch_has_from_its_own_next_one_on() -> None:
+    lane = LaneState("g", "origin", 0, "me", 0, None, 1, suspects=4)
+    lane.passed([record(n) for n in range(1, 10)], own=None)
+    assert lane.suspects == 4
+    lane.passed([record(n) for n in range(10, 20)], own=19)
+    assert lane.suspects == 3
+    lane.passed([record(n) for n in range(20, 22)], own=None)
+    assert lane.suspects == 1
+    lane.doubt(2)  # two more in a run that is dropped, the lane's own the first of them
+    lane.passed([record(22)], own=None)
+    assert lane.suspects == 2
+    lane.passed([record(23), record(24)], own=23)
+    assert lane.suspects == 0
+    assert not lane.counted
+
+
 class Unspeakable(Exception):
     def __str__(self) -> str:
         raise RuntimeError("not even this")

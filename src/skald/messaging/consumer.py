@@ -146,7 +146,8 @@ class Consumer:
                 if isinstance(change, list):
                     await self.redelivery.load(change)
                     for lane in change:
-                        begun = self._settings.run if lane.takeovers else 0
+                        # A stretch from the beginning of a log has one more.
+                        begun = self._settings.run + 1 if lane.takeovers else 0
                         lane.suspects = max(begun, self._begun.pop(lane.lane, 0))
                         self.lanes[lane.lane] = lane
                 elif (left := self.lanes.pop(change, None)) is not None and left.suspects:
@@ -175,7 +176,7 @@ class Consumer:
         await self.redelivery.load(kept.values())
         for number, lane in list(self.lanes.items()):
             if number in kept:
-                kept[number].suspects = lane.suspects
+                kept[number].suspects, kept[number].counted = lane.suspects, lane.counted
                 self.lanes[number] = kept[number]
             else:
                 del self.lanes[number]
@@ -294,14 +295,15 @@ class Consumer:
             finished = await self._run(lanes, items, cautious, last)
         except BaseException:
             # What was begun in vain will be begun again.
-            for lane in lanes.values():
-                lane.suspects = max(lane.suspects, len(items))
+            own = _first([item for item in items if item.record.position > lanes[item.lane].position])
+            for number, position in own.items():
+                lanes[number].doubt(sum(record.position >= position for record in records))
             raise
         if finished:
-            for lane in lanes.values():
+            own = _first(items)
+            for number, lane in lanes.items():
                 lane.scanned, lane.scanned_id = last.position, last.id
-            for number in {item.lane for item in items}:
-                lanes[number].suspects = max(0, lanes[number].suspects - len(items))
+                lane.passed(records, own.get(number))
         return finished
 
     async def _run(self, lanes: dict[int, LaneState], items: list[Item], cautious: set[int], last: Record) -> bool:
@@ -399,6 +401,11 @@ class Consumer:
             if isinstance(result, BaseException):
                 raise result
             lane.position, lane.id, lane.takeovers = lane.scanned, lane.scanned_id, 0
+
+
+def _first(items: Sequence[Item]) -> dict[int, int]:
+    """The position of the first message of each lane."""
+    return {item.lane: item.record.position for item in reversed(items)}
 
 
 def _scanned(lane: LaneState) -> CursorMove:

@@ -174,7 +174,21 @@ class LaneState(msgspec.Struct):
     blocked: set[tuple[str, str]] = msgspec.field(default_factory=set)
     """(handler, key) whose messages have to wait."""
     suspects: int = 0
-    """So many of the next messages may have been begun before: by an owner that died, or in a run that was dropped."""
+    """What may have been begun before, by an owner that died or in a run that was dropped, is within so many messages
+    of the log: from the lane's own next one on, because it was begun in one stretch."""
+    counted: bool = False
+    """That one has been met."""
+
+    def doubt(self, begun: int) -> None:
+        if begun:
+            self.suspects, self.counted = max(self.suspects, begun), False
+
+    def passed(self, records: Sequence[Record], own: int | None) -> None:
+        """Of a stretch of the log all is handled; ``own`` is the position of the lane's first message there."""
+        if self.suspects and (self.counted or own is not None):
+            since = 0 if self.counted or own is None else own
+            self.suspects = max(0, self.suspects - sum(record.position >= since for record in records))
+            self.counted = self.suspects > 0
 
     def move(self, record: Record) -> CursorMove:
         return CursorMove(
