@@ -338,6 +338,33 @@ async def test_a_function_that_fails_leaves_the_state_alone(store_url: str) -> N
     assert seen == [2, 2, 2]
 
 
+async def test_a_state_that_does_not_fit_its_class_is_a_failure_of_its_function(store_url: str) -> None:  # noqa: F811
+    """And of no other: those that come next find the state as it was."""
+    shop, orders = Service("shop", publishes=[OrderPlaced, Paid]), Service("orders")
+    checkout = orders.process(Checkout, by="order_id")
+
+    @checkout.starts(OrderPlaced)
+    def placed(state: Checkout, event: OrderPlaced) -> None: ...
+
+    @checkout.on(Paid, retry=NEVER)
+    def paid(state: Checkout, event: Paid) -> Confirmed | None:
+        if event.payment == "half":
+            state.total /= 2  # type: ignore[assignment]
+            return None
+        return Confirmed(state.order_id, state.total)
+
+    async with playing(App(shop, orders, store=store_url, settings=QUICK)):
+        await shop.publish(OrderPlaced("o", 7))
+        await at_rest(orders, shop)
+        await shop.publish(Paid("half", "o"))
+        [row] = await eventually(lambda: deliveries(orders))
+        assert (row["handler"], row["state"]) == ("Checkout.paid", "parked")
+        assert row["error"].startswith("TypeError: Checkout: its state does not fit the class")
+        await shop.publish(Paid("whole", "o"))
+        await at_rest(orders, shop)
+        assert await eventually(lambda: orders.store.log.read(0, 10))
+
+
 async def test_those_that_have_ended_are_forgotten_and_those_that_run_are_not(store_url: str) -> None:  # noqa: F811
     shop, orders, clock = Service("shop", publishes=[OrderPlaced]), Service("orders"), ManualClock()
     checkout = orders.process(Checkout, by="order_id", remember=10)

@@ -109,6 +109,16 @@ def test_a_timeout_needs_a_function_and_a_time() -> None:
         Checkout("o", 1).end()
 
 
+def test_a_state_that_could_not_be_read_again_is_not_stored() -> None:
+    opened = started(definition(), Placed("o", 7))
+    assert isinstance(opened.state, Checkout)
+    opened.state.total = 7.5  # type: ignore[assignment]
+    with pytest.raises(TypeError, match=r"Checkout: its state does not fit the class: .*`int`.*\$\.total"):
+        opened.kept()
+    opened.state.total = 8
+    assert again(opened).state == opened.state
+
+
 def test_a_state_that_does_not_fit_any_more_is_unreadable() -> None:
     kept = started(definition(), Placed("o")).kept()
     with pytest.raises(UnreadableMessage, match="Checkout cannot be read: its stored state does not fit the class"):

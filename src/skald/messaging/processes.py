@@ -128,8 +128,14 @@ class Opened(msgspec.Struct):
     number: int
 
     def kept(self) -> bytes:
-        state = msgspec.Raw(msgspec.json.encode(self.state))
-        return msgspec.json.encode(Kept(state, self.timeouts, self.number))
+        """Raises ``TypeError`` for a state that the next function could not be given."""
+        cls, state = type(self.state), msgspec.json.encode(self.state)
+        if not self.changes.ended:
+            try:
+                msgspec.json.decode(state, type=cls)
+            except msgspec.DecodeError as error:
+                raise TypeError(f"{cls.__name__}: its state does not fit the class: {error}") from error
+        return msgspec.json.encode(Kept(msgspec.Raw(state), self.timeouts, self.number))
 
     @property
     def step(self) -> str | None:
