@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from skald import NEVER, App, Event, ManualClock, Process, Retry, Service, Transaction
+from skald import NEVER, App, Event, ManualClock, Process, Retry, Service, SystemClock, Transaction
 from skald.messaging.processes import ProcessNotFound
 from skald.runtime.pruner import Pruner
 from tests.simulation.conftest import store_url  # noqa: F401
@@ -210,6 +210,39 @@ async def test_a_timeout_comes_once_and_not_before_its_time(store_url: str) -> N
         assert sorted((record.type, record.key) for record in log) == [("Confirmed", "o"), ("Expired", "p")]
         assert await deliveries(shop.orders) == []
         assert {row["key"]: row["state"] for row in await shop.rows()} == {"o": "ended", "p": "ended"}
+
+
+class Behind(SystemClock):
+    """Of a machine whose clock is an hour behind that of its database."""
+
+    def now(self) -> int:
+        return super().now() - 3_600_000_000
+
+
+@pytest.mark.parametrize("tx", [True, False], ids=["tx", "plain"])
+async def test_a_timeout_is_due_by_the_clock_of_the_database(store_url: str, tx: bool) -> None:  # noqa: F811
+    shop, orders = Service("shop", publishes=[OrderPlaced]), Service("orders")
+    checkout = orders.process(Checkout, by="order_id")
+
+    if tx:
+
+        @checkout.starts(OrderPlaced)
+        async def placed(state: Checkout, event: OrderPlaced, tx: Transaction) -> None:
+            state.timeout(600, "patience")
+    else:
+
+        @checkout.starts(OrderPlaced)
+        def placed_(state: Checkout, event: OrderPlaced) -> None:
+            state.timeout(600, "patience")
+
+    @checkout.on_timeout("patience")
+    def patience(state: Checkout) -> None: ...
+
+    async with playing(App(shop, orders, store=store_url, settings=QUICK, clock=Behind())):
+        await shop.publish(OrderPlaced("o"))
+        await at_rest(orders, shop)
+        [row] = await deliveries(orders)
+        assert 0 < row["due"] - await orders.store.now() < 600_000_000
 
 
 async def _has(shop: Shop, what: tuple[str, str]) -> bool:

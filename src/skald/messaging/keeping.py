@@ -46,7 +46,7 @@ class Keeper:
         self._marks = Marks(store, clock)
         by_name = {handler.name: handler for handler in handlers}
         self._undoing = Undoing(group, by_name, store, clock, self._marks, publisher)
-        self._proceeding = Proceeding(group, clock, self._marks)
+        self._proceeding = Proceeding(group, clock, self._marks, store)
 
     async def recall(self, items: Iterable[Item]) -> Ledger:
         """Reads at once what a stretch will ask for."""

@@ -21,14 +21,19 @@ from skald.messaging.processes import (
     started,
 )
 from skald.messaging.transaction import Transaction
+from skald.store import Store
 from skald.unit import Delivery, DeliveryState, Resolve
+from skald.workflows.databaseclock import DatabaseClock
 
 _DUE = message_type(TimeoutDue)
+AGAIN = 10.0
+"""Seconds after which the database is asked for the time again."""
 
 
 class Proceeding:
-    def __init__(self, group: str, clock: Clock, marks: Marks) -> None:
+    def __init__(self, group: str, clock: Clock, marks: Marks, store: Store) -> None:
         self._group, self._clock, self._marks = group, clock, marks
+        self._due = DatabaseClock(store, clock)
 
     async def plan(self, item: Item, role: Role, place: Place, message: Any, transaction: Transaction | None) -> Plan:
         """Reads the state and prepares the call. Raises ``UnreadableMessage`` and ``ProcessNotFound``."""
@@ -44,6 +49,9 @@ class Proceeding:
             opened = started(role.process, message)
         else:
             return _not_found(role, place, plan)
+        if role.process.timeouts:
+            # Another machine may be the one that takes them.
+            await self._due.synchronise(AGAIN, None if transaction is None else transaction.now)
         plan.identity = f"{place[1]}:{place[2]}:{item.record.id}"
         plan.positional = (opened.state,) if role.timeout is not None else (opened.state, message)
         plan.then = lambda done, gave_up: self._moved_on(item, role, place, found, opened, done)
@@ -70,7 +78,7 @@ class Proceeding:
             number, id, f"{self._group}.timeouts", key, slot_of(key), _DUE.name, _DUE.version, now,
             cause.correlation_id, cause.id, trace, msgspec.json.encode(TimeoutDue(name)),
         )  # fmt: skip
-        due = now + round(seconds * 1e6)
+        due = self._due.now() + round(seconds * 1e6)
         return Delivery(self._group, handler, _origin(place), 0, DeliveryState.QUEUED, record, due=due)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from skald.clock import Clock, SystemClock
 from skald.store import Store
@@ -23,11 +25,14 @@ class DatabaseClock:
     def now(self) -> int:
         return time.monotonic_ns() // 1000 + self._offset if self._steady else self._clock.now()
 
-    async def synchronise(self, older_than: float = 0.0) -> None:
-        """Asks the database, unless it was asked less than so many seconds ago."""
+    async def synchronise(
+        self, older_than: float = 0.0, ask: Callable[[], Coroutine[Any, Any, int]] | None = None
+    ) -> None:
+        """Asks the database, unless it was asked less than so many seconds ago. ``ask`` asks it inside a transaction
+        that is open."""
         if not self._steady or (self._asked and time.monotonic() - self._asked < older_than):
             return
-        told = await self._store.now()
+        told = await (ask or self._store.now)()
         # As if it had been read at the very end of the question.
         self._offset = told - time.monotonic_ns() // 1000
         self._asked = time.monotonic()
