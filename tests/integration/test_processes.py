@@ -14,11 +14,13 @@ from tests.simulation.conftest import store_url  # noqa: F401
 from tests.simulation.stage import (
     MIGRATIONS,
     QUICK,
+    Seen,
     caught_up,
     deliveries,
     effect,
     effects,
     eventually,
+    no_deliveries,
     playing,
     redrive,
 )
@@ -322,6 +324,55 @@ async def test_what_finds_no_process_waits_for_it_or_is_parked(store_url: str) -
         await at_rest(orders, bank)
         await redrive(orders)
         assert await eventually(lambda: orders.store.log.read(0, 10))
+
+
+@pytest.mark.parametrize("tx", [True, False], ids=["tx", "plain"])
+@pytest.mark.parametrize("trouble", ["slow", "delayed", "parked"])
+async def test_what_comes_behind_a_start_that_is_not_finished_is_not_lost(
+    store_url: str,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    trouble: str,
+    tx: bool,
+) -> None:
+    """Both have one key, and so an order."""
+    monkeypatch.setattr("skald.messaging.outcome.NOT_YET", 20_000)
+    shop, orders = Service("shop", publishes=[OrderPlaced, Reserved]), Service("orders")
+    checkout, goes_on, tried = orders.process(Checkout, by="order_id"), asyncio.Event(), Seen[str]()
+    retry = NEVER if trouble == "parked" else Retry(immediate=1, delays=(0.01,) * 1_000)
+
+    @checkout.starts(OrderPlaced, retry=retry)
+    async def placed(state: Checkout, event: OrderPlaced) -> None:
+        if trouble == "slow":
+            await goes_on.wait()
+        elif not goes_on.is_set():
+            raise ValueError("not yet")
+
+    if tx:
+
+        @checkout.on(Reserved, retry=NEVER)
+        async def reserved(state: Checkout, event: Reserved, tx: Transaction) -> Confirmed:
+            tried.note(event.order_id)
+            return Confirmed(state.order_id, state.total)
+    else:
+
+        @checkout.on(Reserved, retry=NEVER)
+        async def reserved_(state: Checkout, event: Reserved) -> Confirmed:
+            tried.note(event.order_id)
+            return Confirmed(state.order_id, state.total)
+
+    async def wait() -> bool:
+        rows = await deliveries(orders)
+        return len(rows) == 2 and (trouble != "parked" or {row["state"] for row in rows} == {"parked"})
+
+    async with playing(App(shop, orders, store=store_url, settings=QUICK)):
+        await shop.publish(OrderPlaced("o"), Reserved("o"))
+        await eventually(wait)
+        goes_on.set()
+        if trouble == "parked":
+            await redrive(orders)
+        assert await eventually(lambda: orders.store.log.read(0, 10))
+        assert await eventually(lambda: no_deliveries(orders))
+    assert tried.items == ["o"]
 
 
 async def test_what_finds_no_process_is_answered_by_a_function(store_url: str) -> None:  # noqa: F811

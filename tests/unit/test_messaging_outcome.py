@@ -28,6 +28,7 @@ from skald.messaging.outcome import (
     resolve_unit,
     run_unit,
 )
+from skald.messaging.processes import ProcessNotStarted
 from skald.retry import NEVER, Policy, Retry
 from skald.unit import Delivery, DeliveryState
 
@@ -79,6 +80,13 @@ def test_a_lane_is_clean_behind_as_many_messages_as_a_stretch_has_from_its_own_n
     lane.passed([record(23), record(24)], own=23)
     assert lane.suspects == 0
     assert not lane.counted
+
+
+def test_what_waits_for_its_process_to_start_makes_no_attempt_and_comes_after_the_start() -> None:
+    for due, expected in ((0, 1_001_000), (5_000_000, 5_000_000)):
+        taken = after_failure(handler(retry=NEVER), ProcessNotStarted("Checkout", "o", due), 1, 1_000)
+        assert isinstance(taken, Taken)
+        assert (taken.state, taken.attempts, taken.due) == (DeliveryState.DELAYED, 0, expected)
 
 
 class Unspeakable(Exception):

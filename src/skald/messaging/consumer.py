@@ -337,6 +337,8 @@ class Consumer:
                         items.append(Item(record, handler, number, Done(replies=(reply,))))
                     continue
                 item = Item(record, handler, number)
+                if handler.keeps is not None:
+                    item.blocked = lane.blocked
                 if handler.queue is not None:
                     item.outcome = Taken(DeliveryState.QUEUED, 0, now + record.delay)
                 elif lane.suspects:

@@ -90,7 +90,7 @@ class Keeper:
                 plan.marks = (self._marks.mark(item, place, NOTHING_YET, "handled", payload),)
         if keeps.role is not None:
             place = self._place(item, keeps.role)
-            return await self._proceeding.plan(item, keeps.role, place, self._message(item), transaction)
+            return await self._proceeding.plan(item, origin, keeps.role, place, self._message(item), transaction)
         if keeps.compensated:
             return await self._undoing.forward(item, transaction, plan, aside)
         if keeps.undoes is not None:

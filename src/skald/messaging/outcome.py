@@ -9,9 +9,12 @@ import msgspec
 from skald.errors import UnreadableMessage
 from skald.message import Record
 from skald.messaging.definition import Handler
+from skald.messaging.processes import ProcessNotStarted
 from skald.retry import rule_for
 from skald.unit import CursorMove, Delivery, DeliveryState, Mark, MarkKind, Reply, Resolve, Unit, WorkflowWrites
 
+NOT_YET = 1_000_000
+"""Microseconds after which is looked again whether a process has started."""
 MAX_ERROR = 2_000
 """Characters of an error's text that are stored."""
 
@@ -68,6 +71,8 @@ def after_failure(handler: Handler, error: BaseException, attempts: int, now: in
     text = describe(error)
     if isinstance(error, UnreadableMessage):
         return Taken(DeliveryState.PARKED, attempts, now, text)
+    if isinstance(error, ProcessNotStarted):
+        return Taken(DeliveryState.DELAYED, attempts - 1, max(now + NOT_YET, error.due), text)
     delay = rule_for(handler.retry, error).after(attempts)
     if delay == 0:
         return Again()
@@ -153,6 +158,8 @@ class Item(msgspec.Struct):
     rescued: bool = False
     """``exhausted=`` has had its chance."""
     ledger: Ledger | None = None
+    blocked: set[tuple[str, str]] | None = None
+    """What its lane has not finished, as long as it is in a stretch."""
     ran: Done | None = None
     """What its handler did without a transaction, and what could not be written because a mark had moved."""
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
 from skald.clock import Clock
 from skald.message import Record, child_traceparent, message_type, new_id, slot_of
-from skald.messaging.marks import Marks, Plan
+from skald.messaging.marks import SQL, Marks, Plan
 from skald.messaging.outcome import Done, Item, Place, Remembered
 from skald.messaging.processes import (
     ENDED,
     RUNNING,
     Opened,
     ProcessNotFound,
+    ProcessNotStarted,
     Role,
     TimeoutDue,
     reopened,
@@ -33,9 +35,11 @@ AGAIN = 10.0
 class Proceeding:
     def __init__(self, group: str, clock: Clock, marks: Marks, store: Store) -> None:
         self._group, self._clock, self._marks = group, clock, marks
-        self._due = DatabaseClock(store, clock)
+        self._store, self._due = store, DatabaseClock(store, clock)
 
-    async def plan(self, item: Item, role: Role, place: Place, message: Any, transaction: Transaction | None) -> Plan:
+    async def plan(
+        self, item: Item, origin: str, role: Role, place: Place, message: Any, transaction: Transaction | None
+    ) -> Plan:
         """Reads the state and prepares the call. Raises ``UnreadableMessage`` and ``ProcessNotFound``."""
         found = await self._marks.find(item, place, transaction)
         plan = Plan()
@@ -48,6 +52,8 @@ class Proceeding:
         elif role.starts and not found.version:
             opened = started(role.process, message)
         else:
+            if not found.version:
+                await self._check_start(item, origin, role, place, transaction)
             return _not_found(role, place, plan)
         if role.process.timeouts:
             # Another machine may be the one that takes them.
@@ -56,6 +62,23 @@ class Proceeding:
         plan.positional = (opened.state,) if role.timeout is not None else (opened.state, message)
         plan.then = lambda done, gave_up: self._moved_on(item, role, place, found, opened, done)
         return plan
+
+    async def _check_start(
+        self, item: Item, origin: str, role: Role, place: Place, transaction: Transaction | None
+    ) -> None:
+        """The order of a key is kept also where the message before it, which starts the process, is slow or fails."""
+        record = item.record
+        fetch: Callable[..., Any] = self._store.fetch if transaction is None else transaction.fetch
+        for name in role.process.starts:
+            if item.blocked is not None:
+                if (name, record.key) in item.blocked:
+                    raise ProcessNotStarted(place[1], place[2])
+                continue
+            where = {"group": self._group, "handler": name, "origin": origin, "key": record.key}
+            for row in await fetch(SQL["before"], position=record.position, **where):
+                if row["state"] == DeliveryState.PARKED:
+                    raise ProcessNotFound(place[1], place[2])
+                raise ProcessNotStarted(place[1], place[2], row["due"])
 
     def _moved_on(self, item: Item, role: Role, place: Place, found: Remembered, opened: Opened, done: Done) -> Done:
         gone, made = opened.take_timeouts(role.timeout)

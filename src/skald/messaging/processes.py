@@ -36,6 +36,17 @@ class ProcessNotFound(SkaldError):
         self.process, self.key = process, key
 
 
+class ProcessNotStarted(ProcessNotFound):
+    """The message that starts it came before, and is not finished. No failure: it is waited for.
+
+    ``due``: when that one is tried again, if it is known.
+    """
+
+    def __init__(self, process: str, key: str, due: int = 0) -> None:
+        super().__init__(process, key)
+        self.due = due
+
+
 class Changes(msgspec.Struct):
     """What a function asked for beside the state."""
 
@@ -91,11 +102,12 @@ class Process(msgspec.Struct, dict=True):
 
 
 class Definition(msgspec.Struct):
-    """A process of a service. ``timeouts``: the handlers of its timeouts, by name."""
+    """A process of a service. ``timeouts``: the handlers of its timeouts, by name; ``starts``: those that make it."""
 
     name: str
     cls: type[Process]
     timeouts: dict[str, str] = msgspec.field(default_factory=dict)
+    starts: list[str] = msgspec.field(default_factory=list)
 
 
 class Role(msgspec.Struct, frozen=True):

@@ -166,6 +166,8 @@ class Service:
                     if role.timeout in definition.timeouts:
                         raise ConfigurationError(f"{handler.filename}:{handler.line}: {role.timeout!r} has a function")
                     definition.timeouts[role.timeout] = own
+                if role.starts:
+                    definition.starts.append(own)
                 return function
 
             return decorate

@@ -18,6 +18,14 @@ DELETE FROM skald_deliveries
 WHERE group_name = :group AND handler = :handler AND aggregateid = :key AND state <> 'running' AND state <> 'queued'
 RETURNING origin, lane, position, CAST(id AS TEXT) AS id, attempts, error, type, payload
 
+-- What of a handler's is before a message of the same key, and not finished.
+-- name: before
+SELECT state, due
+FROM skald_deliveries
+WHERE group_name = :group AND handler = :handler AND origin = :origin AND aggregateid = :key AND position < :position
+ORDER BY position
+LIMIT 1
+
 -- The process that owns the lane reads it again.
 -- name: bump
 UPDATE skald_cursors SET version = version + 1 WHERE group_name = :group AND origin = :origin AND lane = :lane
