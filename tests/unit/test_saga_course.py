@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
+import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
@@ -259,6 +260,33 @@ async def test_one_that_was_compensated_leaves_nothing_to_the_collector(tmp_path
             assert [one for one in gc.get_objects() if isinstance(one, Machine | Course)] == []
         finally:
             gc.enable()
+
+
+async def test_what_the_code_has_used_is_freed_before_anything_is_undone() -> None:
+    """Compensations may take long, and a saga that fails often does so with many others."""
+    used: list[weakref.ref[set[str]]] = []
+    kept: list[bool] = []
+
+    @compensation
+    async def undo(name: str) -> None:
+        kept.append(used[0]() is not None)
+
+    @step(compensate=undo)
+    async def use(name: str) -> None:
+        pass
+
+    @saga
+    async def holding(name: str) -> None:
+        large = {name}
+        used.append(weakref.ref(large))
+        await use(name)
+        await look(name)
+
+    trouble["look x"] = ValueError("no")
+    async with _lab_with(holding) as lab:
+        with pytest.raises(SagaCompensated):
+            await lab.result(await holding.start("x", id="s-1"))
+    assert kept == [False]
 
 
 async def test_a_parent_is_told_that_its_child_was_compensated(lab: Lab) -> None:

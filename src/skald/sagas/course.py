@@ -229,12 +229,13 @@ class Course:
         cause = _cause(error)
         is_cancel, failure = isinstance(error, asyncio.CancelledError), failure_of(explained(cause))
         step = cause.step if isinstance(cause, StepFailed) else _stood_at(self.executions)
+        if not is_cancel:
+            let_go(error)  # before the compensations, which may take long
         self._desk.enter(Happening.IS_CANCELLED if is_cancel else Happening.FAILS, Change(step, failure))
         await self._undo_all(step, failure)
         self._desk.enter(Happening.IS_UNDONE_FOR_CANCEL if is_cancel else Happening.IS_UNDONE, Change(step, failure))
         if is_cancel:
             raise error
-        let_go(error)
         raise SagaCompensated(self._machine.id, failure.type, failure.message, step) from error
 
     def _close(self) -> None:
