@@ -204,14 +204,16 @@ class Machine:
         self._turn()
 
     def done(self, call: Call, entry: JournalEntry, value: Any) -> None:
-        """As ``deliver``, of a step that it waits for and whose result somebody has read."""
+        """As ``deliver``, of the end of a step that it waits for; ``value`` is its result, or its ``Failure``."""
         self.position = self.told = entry.position
         if entry.time > self.time:
             self.time = entry.time
         del self.calls[call.identity]
-        if self.conductor is not None:
+        if entry.kind is _STEP_DONE:
             call.result = entry.payload
-        call.future.set_result(value)
+            call.future.set_result(value)
+        else:
+            call.future.set_exception(_step_failed(call, entry, value))
         self.loop.advance(self.time / 1e6)
         self._turn()
 
@@ -382,9 +384,7 @@ class Machine:
                 id = call.id if isinstance(call, Child) else call.name
                 call.future.set_exception(_from(entry, failed(id, decode_failure(body))))
             case _:
-                failure = decode_failure(body)
-                error = StepFailed(call.name, failure.type, failure.message, failure.unknown)
-                call.future.set_exception(_from(entry, error))
+                call.future.set_exception(_step_failed(call, entry, value))
 
     def _turn(self) -> None:
         self.loop.run()
@@ -418,6 +418,11 @@ class Machine:
 def may_be_retried(machine: Machine) -> bool:
     """It has failed, and is no saga, which would be undone by then."""
     return machine.conductor is None and machine.end is not None and machine.end.state == WorkflowState.FAILED
+
+
+def _step_failed(call: Call | Child, entry: JournalEntry, value: Any) -> WorkflowError:
+    failure = decode_failure(entry.payload or b"") if value is UNREAD else value
+    return _from(entry, StepFailed(call.name, failure.type, failure.message, failure.unknown))
 
 
 def give_up_children(machine: Machine) -> None:

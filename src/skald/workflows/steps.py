@@ -47,7 +47,7 @@ from skald.workflows.signature import Identity, identity_text
 T = TypeVar("T")
 Mark = Callable[[Instance, Call], Awaitable[None]]
 Result = tuple[EntryKind, bytes, Any]
-"""As it is stored, and as whoever called the step gets it."""
+"""As it is stored, and what that says: the result as whoever called the step gets it, or the ``Failure``."""
 
 THREADS = 64
 """Sync steps that run at once; a thread is made when it is first needed."""
@@ -290,7 +290,7 @@ class _Performance:
                 last = msgspec.structs.replace(last, unknown=True)
             if step.pause and not call.looking:
                 raise Exhausted(last) from error
-            settled, result = True, (EntryKind.STEP_FAILED, encode_failure(last), None)
+            settled, result = True, (EntryKind.STEP_FAILED, encode_failure(last), last)
             return result
         finally:
             if self.line is not None:

@@ -43,7 +43,6 @@ from skald.workflows.signature import Identity
 from skald.workflows.steps import Exhausted, StepRunner
 from skald.workflows.timers import Timers
 
-_STEP_DONE = EntryKind.STEP_DONE
 PAUSE = 1.0
 """Seconds before something that failed is tried again."""
 PATIENCE = 10.0
@@ -217,8 +216,8 @@ class Turner:
         *,
         done: Call | None = None,
     ) -> None:
-        """An entry of the journal; ``value`` is the result in ``body``, if somebody has it. ``done``: that it is of a
-        step that is waited for, and so needs no looking."""
+        """An entry of the journal; ``value`` is what ``body`` says, if somebody has it. ``done``: that it is the end of
+        a step that is waited for, and so needs no looking."""
         machine = instance.machine
         instance.since = self._loop.time()
         entry = JournalEntry(instance.run, machine.position + 1, kind, *identity, self._clock.now(), body)
@@ -351,7 +350,7 @@ class Turner:
                     return  # somebody has looked for letters meanwhile
                 instance.seen.add(call.letter)
                 instance.taken.append(call.letter)
-            self.tell(instance, kind, call.identity, body, value, done=call if kind is _STEP_DONE else None)
+            self.tell(instance, kind, call.identity, body, value, done=call)
 
     def _due(self, instance: Instance) -> None:
         if not (self.stopping or instance.stopped or instance.rest):
