@@ -44,14 +44,18 @@ _ASYNCIO = str(Path(asyncio.__file__).parent)
 
 
 class _Future(Future[Any]):
-    number = 0
+    __slots__ = ("number",)
+
+    number: int
 
     def __hash__(self) -> int:
         return self.number
 
 
 class _Task(Task[Any]):
-    number = 0
+    __slots__ = ("number",)
+
+    number: int
 
     def __hash__(self) -> int:
         return self.number
