@@ -161,8 +161,9 @@ class Compensation(Generic[P, R]):
         """What it is called with to undo the execution of a step; as ``Signature.written``."""
         call = execution.call
         assert isinstance(call, Call)
-        signature, filled, wanting = call.step.signature, dict[str, Any](), list[str]()
-        arguments = None
+        signature, arguments = call.step.signature, None
+        filled: dict[str, Any] = {}
+        wanting: list[str] = []
         for name, source in self._sources[call.step].items():
             if source == "argument":
                 if arguments is None:
