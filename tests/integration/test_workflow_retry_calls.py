@@ -14,7 +14,7 @@ from skald.errors import WorkflowFailed
 from skald.messaging.consumer import ConsumerSettings
 from skald.operations import workflows as operations
 from skald.workflows import Signal, journal, transaction
-from skald.workflows.executor import ExecutorSettings
+from skald.workflows.executor import Executor, ExecutorSettings
 from skald.workflows.steps import StepRunner
 from tests.simulation.conftest import store_url  # noqa: F401
 from tests.simulation.stage import eventually
@@ -116,6 +116,23 @@ async def careless(order: str) -> str:
 
 
 @workflow
+async def hasty(order: str) -> str:
+    """Gives up what it has called before that is written."""
+
+    async def reserving() -> str:
+        await work("first")
+        return (await call(Reserve(order))).order
+
+    async def giving_up() -> None:
+        await work("second")
+        reserved.cancel()
+
+    reserved, giving = asyncio.ensure_future(reserving()), asyncio.ensure_future(giving_up())
+    await asyncio.wait([reserved, giving])
+    return await go.receive()
+
+
+@workflow
 async def booking() -> str:
     booked, _ = await asyncio.gather(book(), fragile())
     return booked
@@ -125,7 +142,7 @@ class Shop:
     """Orders that call, and a stock that answers once it is open."""
 
     def __init__(self, url: str, idle: float) -> None:
-        flows = [gathered, grouped, behind, impatient, tidy, careless, booking]
+        flows = [gathered, grouped, behind, impatient, tidy, careless, hasty, booking]
         self.orders = Service("orders", workflows=flows, calls=[Reserve])
         self.stock = Service("stock")
         consumer = ConsumerSettings(patience=0.1, poll=0.05, checkpoint=0.05)
@@ -133,6 +150,7 @@ class Shop:
         self.app = App(self.orders, self.stock, store=url, settings=settings)
         self.open, self.came = asyncio.Event(), asyncio.Event()
         self.handled: list[str] = []
+        self.executors: list[Executor] = []
 
         @self.stock.on(Reserve, retry=NEVER)
         async def reserve(command: Reserve) -> Reserved:
@@ -140,6 +158,10 @@ class Shop:
             self.came.set()
             await self.open.wait()
             return Reserved(command.order)
+
+    def waiting(self) -> list[str]:
+        """What this process knows of calls that have no answer yet."""
+        return [command for executor in self.executors for command in executor.turner.asked]
 
     async def letters(self) -> list[tuple[int, int]]:
         rows = await self.orders.fetch("SELECT kind, taken FROM skald_letters ORDER BY kind")
@@ -166,7 +188,8 @@ async def shop(url: str, idle: float = 1000.0) -> AsyncIterator[Shop]:
     broken = True
     found = Shop(url, idle)
     await found.app.migrate()
-    async with found.app.run():
+    async with found.app.run() as running:
+        found.executors = [one.executor for one in running if one.executor is not None]
         yield found
 
 
@@ -210,6 +233,33 @@ async def test_a_call_that_had_no_answer_yet_is_not_made_again(
         assert await handle.result() == "o"
         assert it.handled == ["o"]
         assert await it.letters() == []
+
+
+async def test_nothing_stays_in_memory_of_a_call_that_was_answered_after_a_retry(store_url: str) -> None:  # noqa: F811
+    async with shop(store_url) as it:
+        handle = await fail(it, gathered)
+        mend()
+        await handle.retry()
+
+        async def check() -> bool:
+            return len(it.waiting()) == 1
+
+        await eventually(check)
+        it.open.set()
+        assert await handle.result() == "o"
+        assert it.waiting() == []
+
+
+async def test_nothing_stays_in_memory_of_a_call_that_was_given_up_before_it_was_written(
+    store_url: str,  # noqa: F811
+) -> None:
+    async with shop(store_url) as it:
+        it.open.set()
+        handle = await hasty.start("o", id="x")
+        await it.came.wait()
+        await handle.signal(go, "now")
+        assert await handle.result() == "now"
+        assert it.waiting() == []
 
 
 async def test_a_call_that_was_made_between_two_retries_is_not_made_again(store_url: str) -> None:  # noqa: F811

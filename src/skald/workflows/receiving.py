@@ -94,9 +94,9 @@ def _reason(letter: Mail) -> str:
 
 
 def _answered(teller: Teller, instance: Instance, letter: Mail) -> None:
-    teller.asked.pop(letter.id, None)
     ask = instance.machine.calls.get(identity_of(letter.name))
     if isinstance(ask, Asked) and ask.is_answered_by(letter.id):
+        teller.asked.pop(ask.id, None)  # the letter may be another one: of before a retry, or that a lock is granted
         teller.tell(instance, ask.verdict(letter.payload), ask.identity, letter.payload)
     else:
         teller.after(instance)  # it was given up

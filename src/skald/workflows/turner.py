@@ -393,7 +393,9 @@ class Turner:
             self._leave(instance)
         elif not self.stopping and not instance.stopped:
             if record.messages:
-                self.asked.update((command.id, instance) for command in record.messages)
+                # Some of them may have been given up meanwhile.
+                sent, calls = {command.id for command in record.messages}, instance.machine.calls.values()
+                self.asked.update((one.id, instance) for one in calls if isinstance(one, Asked) and one.id in sent)
             self._run(instance, record.called)
             if not instance.in_flight:
                 self.write(instance)

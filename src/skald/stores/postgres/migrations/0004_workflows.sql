@@ -22,6 +22,7 @@ CREATE TABLE skald_workflows (
 );
 CREATE UNIQUE INDEX skald_workflows_id ON skald_workflows (id) WHERE latest = 1;
 CREATE INDEX skald_workflows_before ON skald_workflows (id, run) WHERE latest = 0;
+CREATE INDEX skald_workflows_anew ON skald_workflows (id, run) WHERE latest = 0 AND state <> 'continued';
 CREATE UNIQUE INDEX skald_workflows_key ON skald_workflows (key) WHERE key IS NOT NULL AND ended_at IS NULL;
 CREATE INDEX skald_workflows_owner ON skald_workflows (owner, run) WHERE owner IS NOT NULL;
 CREATE INDEX skald_workflows_due ON skald_workflows (wake_at) WHERE wake_at IS NOT NULL;
