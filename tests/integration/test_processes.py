@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from skald import NEVER, App, Event, ManualClock, Process, Retry, Service, SystemClock, Transaction
+from skald.messaging.proceeding import Proceeding
 from skald.messaging.processes import ProcessNotFound
 from skald.runtime.pruner import Pruner
 from tests.simulation.conftest import store_url  # noqa: F401
@@ -373,6 +374,39 @@ async def test_what_comes_behind_a_start_that_is_not_finished_is_not_lost(
         assert await eventually(lambda: orders.store.log.read(0, 10))
         assert await eventually(lambda: no_deliveries(orders))
     assert tried.items == ["o"]
+
+
+async def test_a_start_that_ends_while_it_is_looked_for_is_found(
+    store_url: str,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The process was not there yet, and what starts it is not there any more."""
+    monkeypatch.setattr("skald.messaging.outcome.NOT_YET", 20_000)
+    shop, orders = Service("shop", publishes=[OrderPlaced, Reserved]), Service("orders")
+    checkout, goes_on, look = orders.process(Checkout, by="order_id"), asyncio.Event(), Proceeding._check_start
+
+    @checkout.starts(OrderPlaced, retry=Retry(immediate=1, delays=(0.01,) * 1_000))
+    async def placed(state: Checkout, event: OrderPlaced) -> None:
+        if not goes_on.is_set():
+            raise ValueError("not yet")
+
+    @checkout.on(Reserved, retry=NEVER)
+    async def reserved(state: Checkout, event: Reserved) -> Confirmed:
+        return Confirmed(state.order_id, state.total)
+
+    async def has_started() -> bool:
+        return [row["handler"] for row in await deliveries(orders)] == ["Checkout.reserved"]
+
+    async def once_it_has(self: Proceeding, item: Any, *given: Any) -> None:
+        if item.blocked is None:
+            goes_on.set()
+            await eventually(has_started)
+        await look(self, item, *given)
+
+    monkeypatch.setattr(Proceeding, "_check_start", once_it_has)
+    async with playing(App(shop, orders, store=store_url, settings=QUICK)):
+        await shop.publish(OrderPlaced("o"), Reserved("o"))
+        assert await eventually(lambda: orders.store.log.read(0, 10))
 
 
 async def test_what_finds_no_process_is_answered_by_a_function(store_url: str) -> None:  # noqa: F811

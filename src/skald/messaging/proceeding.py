@@ -54,6 +54,9 @@ class Proceeding:
         else:
             if not found.version:
                 await self._check_start(item, origin, role, place, transaction)
+                if item.blocked is None and (await self._marks.find(item, place, transaction)).version:
+                    # It has started between the two looks.
+                    return await self.plan(item, origin, role, place, message, transaction)
             return _not_found(role, place, plan)
         if role.process.timeouts:
             # Another machine may be the one that takes them.
