@@ -715,7 +715,7 @@ async def in_groups(left: int) -> int:
 async def failing_in_a_group() -> None:
     async def fail_late() -> None:
         try:
-            await asyncio.sleep(1000)  # sleep: a durable timer
+            await approval.receive()
         finally:
             raise ValueError("late")
 

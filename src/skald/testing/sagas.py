@@ -123,9 +123,9 @@ class SagaScenario(Generic[P, R]):
 
     def reply(self, command: type[C], answer: Any, *, after: timedelta | float = 0.0, times: int = 1) -> Self:
         """How a command that the saga calls is answered: with an event, or with what a function of the command returns
-        (``None``, as a handler that publishes nothing);
-        late, after so many seconds, and ``times`` over. Said again, it is how the next one of this class is answered;
-        the last one stays. Whatever the command's class does not name rejects it.
+        (``None``, as a handler that publishes nothing); late, after so many seconds, and ``times`` over. Said again, it
+        is how the next one of this class is answered; the last one stays. Whatever the command's class does not name
+        rejects it.
 
         A command whose class names no event, and one that compensates, needs no reply: it is done at once.
         """
