@@ -136,22 +136,28 @@ async def test_it_is_started_once_on_either_store(
     assert {text for text in done if "kept" in text} == {f"o-{n} kept" for n in range(1, fail + 1)}
 
 
+def hold_back(patch: pytest.MonkeyPatch, *, is_away: bool = False) -> asyncio.Event:
+    """No child's start comes to an end; says when one is tried."""
+    entered = asyncio.Event()
+
+    async def not_yet(self: Any, parent: Any, child: Any) -> None:
+        entered.set()
+        if is_away:
+            raise StoreUnavailable("away")
+        await asyncio.Event().wait()
+
+    patch.setattr(children.Children, "_insert", not_yet)
+    return entered
+
+
 @pytest.mark.parametrize("how", ["the process stops", "the store is away"])
 async def test_it_is_started_by_the_next_process(
     store_url: str,  # noqa: F811
     how: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    entered = asyncio.Event()
-
-    async def not_yet(self: Any, parent: Any, child: Any) -> None:
-        entered.set()
-        if how == "the store is away":
-            raise StoreUnavailable("away")
-        await asyncio.Event().wait()
-
     with monkeypatch.context() as patch:
-        patch.setattr(children.Children, "_insert", not_yet)
+        entered = hold_back(patch, is_away=how == "the store is away")
         async with playing(store_url) as (app, _):
             await handing_over.start("o", "first", id="o")
             await asyncio.wait_for(entered.wait(), 30)
@@ -169,14 +175,8 @@ async def test_it_is_started_before_its_caller_hears_what_ends_it(
     how: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    entered = asyncio.Event()
-
-    async def not_yet(self: Any, parent: Any, child: Any) -> None:
-        entered.set()
-        await asyncio.Event().wait()
-
     with monkeypatch.context() as patch:
-        patch.setattr(children.Children, "_insert", not_yet)
+        entered = hold_back(patch)
         async with playing(store_url) as (app, _):
             await handing_over_first.start("o", id="o")
             await asyncio.wait_for(entered.wait(), 30)
