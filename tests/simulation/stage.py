@@ -161,17 +161,30 @@ async def caught_up(service: Service, origin: Service) -> bool:
 
 
 async def redrive(service: Service, **where: object) -> None:
-    """What an operator's command does: due now, and the lane's version raised in the same transaction."""
+    """What an operator's command does: due now, and the lane's version raised in the same transaction.
+
+    Changed is what was found, and nothing else: what parks meanwhile may be of a lane whose version was not raised.
+    """
     conditions = " AND ".join(["state = 'parked'", *(f"{column} = :{column}" for column in where)])
     async with service.transaction() as tx:
-        await tx.execute(
-            "UPDATE skald_cursors SET version = version + 1 WHERE (origin, lane) IN "
-            f"(SELECT origin, lane FROM skald_deliveries WHERE {conditions})",
-            **where,
+        found = await tx.fetch(
+            f"SELECT group_name, handler, origin, lane, position FROM skald_deliveries WHERE {conditions}", **where
         )
-        await tx.execute(
-            f"UPDATE skald_deliveries SET state = 'delayed', attempts = 0, due = 0 WHERE {conditions}", **where
-        )
+        lanes = {(row["group_name"], row["origin"], row["lane"]) for row in found}
+        for group, origin, lane in sorted(lanes):
+            await tx.execute(
+                "UPDATE skald_cursors SET version = version + 1 "
+                "WHERE group_name = :group AND origin = :origin AND lane = :lane",
+                group=group,
+                origin=origin,
+                lane=lane,
+            )
+        for row in found:
+            await tx.execute(
+                "UPDATE skald_deliveries SET state = 'delayed', attempts = 0, due = 0 WHERE group_name = :group_name "
+                "AND handler = :handler AND origin = :origin AND position = :position AND state = 'parked'",
+                **{name: value for name, value in row.items() if name != "lane"},
+            )
 
 
 # --- effects ----------------------------------------------------------------------------------------------------------
