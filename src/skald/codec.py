@@ -334,8 +334,11 @@ class Codec:
 
     def __init__(self, cls: Any, max_body: int = MAX_BODY, *, name: str | None = None) -> None:
         declared = getattr(cls, "__dict__", {}).get("__message__")  # a union has none
+        self._advice = "send a reference"
         if name is None:
             name = declared.name if declared is not None else getattr(cls, "__name__", str(cls))
+            if declared is not None:
+                self._advice += ", or raise max_body"
         self.type: str = name
         self._max_body = max_body
         self._write: Callable[[Any], bytes] = _write_model
@@ -366,7 +369,7 @@ class Codec:
                 return body
         except Exception as error:
             raise InvalidMessage(self.type, *_explain(_culprit(message, error))) from error
-        raise MessageTooLarge(self.type, len(body), self._max_body)
+        raise MessageTooLarge(self.type, len(body), self._max_body, self._advice)
 
     def written(self, message: Any) -> tuple[bytes, Any]:
         """As ``encode``, and the message as its reader gets it, which ``encode`` finds out anyway."""
@@ -381,7 +384,7 @@ class Codec:
                 return body, self._verify(message, body)
         except Exception as error:
             raise InvalidMessage(self.type, *_explain(_culprit(message, error))) from error
-        raise MessageTooLarge(self.type, len(body), self._max_body)
+        raise MessageTooLarge(self.type, len(body), self._max_body, self._advice)
 
     def _verify(self, message: Any, body: bytes) -> Any:
         if self._deep and _too_deep(body):

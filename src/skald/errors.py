@@ -32,10 +32,8 @@ class InvalidMessage(SkaldError):
 class MessageTooLarge(InvalidMessage):
     """The encoded body is over the limit (bytes)."""
 
-    def __init__(self, type: str, size: int, limit: int) -> None:
-        super().__init__(
-            type, "$", f"the body has {size} bytes, the limit is {limit}; send a reference, or raise max_body"
-        )
+    def __init__(self, type: str, size: int, limit: int, advice: str) -> None:
+        super().__init__(type, "$", f"the body has {size} bytes, the limit is {limit}; {advice}")
         self.size, self.limit = size, limit
 
 

@@ -217,13 +217,34 @@ async def asking(order: str) -> str:
     return order
 
 
+@workflow
+async def misusing(how: str) -> list[str]:
+    async def later(new: str = "") -> str:
+        return new
+
+    def at_once(new: str = "") -> str:
+        return new
+
+    refused = []
+    for register in (
+        lambda: status.answered_by(later),  # type: ignore[arg-type]
+        lambda: rename.handled_by(at_once),
+        lambda: rename.handled_by(later, validator=later),
+    ):
+        try:
+            register()
+        except WorkflowError as error:
+            refused.append(str(error))
+    return refused
+
+
 class Ordered(Event, key="order"):
     order: str
 
 
 WORKFLOWS = (
     approve, named, cleaning, child, parent, abandoning, failing_child, counting, collecting, mapping, retried, bounded,
-    sleeper, asking,
+    sleeper, asking, misusing,
 )  # fmt: skip
 
 
@@ -322,6 +343,15 @@ async def test_a_signal_by_business_key(url: str, idle: float) -> None:
         await again.cancel()
         with pytest.raises(WorkflowMismatch, match="id= or key="):
             await orders.signal(approval, Approval("nobody"))
+
+
+async def test_what_cannot_be_awaited_or_may_not_be_is_refused_where_it_is_registered(url: str) -> None:
+    async with playing(url):
+        assert await misusing.run("all") == [
+            "status.answered_by takes a plain function, and later is async: it may not wait",
+            "rename.handled_by takes an async function, and at_once is none: write async def",
+            "rename.handled_by takes a plain function as its validator: an async one would refuse nothing",
+        ]
 
 
 async def test_a_query_is_answered_from_memory_and_from_the_journal(url: str, idle: float) -> None:

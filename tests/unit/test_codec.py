@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skald.codec import codec_for
+from skald.codec import Codec, codec_for
 from skald.errors import ConfigurationError, InvalidMessage, MessageTooLarge, UnreadableMessage
 from skald.message import Event, event
 
@@ -363,6 +363,12 @@ def test_a_body_over_the_limit_is_refused_with_its_size() -> None:
     with pytest.raises(MessageTooLarge) as refused:
         encode(Placed("x" * 2**20))
     assert refused.value.size > refused.value.limit == 2**20
+    assert str(refused.value).endswith("send a reference, or raise max_body")
+
+
+def test_a_value_over_the_limit_is_refused_without_advice_on_messages() -> None:
+    with pytest.raises(MessageTooLarge, match=r"send a reference$"):
+        Codec(str, name="the result of fetch").encode("x" * 2**20)
 
 
 def test_another_class_is_refused_even_one_that_adds_fields() -> None:

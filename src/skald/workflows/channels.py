@@ -22,6 +22,7 @@ await fulfil.handle("order-7").signal(approval, Approval(by="ann"))
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Awaitable, Callable
 from typing import Any, Generic, TypeVar, cast
 
@@ -67,7 +68,10 @@ class Query(Generic[R_co]):
 
     def answered_by(self, function: Callable[[], R_co]) -> Callable[[], R_co]:
         """Decorates a plain function inside the workflow, which may read its variables."""
-        _inside(f"{self.name}.answered_by").answer(self.name, lambda: self.codec.encode(function()))
+        where = f"{self.name}.answered_by"
+        if inspect.iscoroutinefunction(function):
+            raise WorkflowError(f"{where} takes a plain function, and {function.__name__} is async: it may not wait")
+        _inside(where).answer(self.name, lambda: self.codec.encode(function()))
         return function
 
 
@@ -85,7 +89,14 @@ class Update(Generic[A, R]):
         """Decorates an async function inside the workflow; it may call steps. ``validator`` raises to refuse the
         request, of which nothing is stored then."""
 
+        where = f"{self.name}.handled_by"
+        if inspect.iscoroutinefunction(validator):
+            raise WorkflowError(f"{where} takes a plain function as its validator: an async one would refuse nothing")
+
         def register(handler: Callable[[A], Awaitable[R]]) -> Callable[[A], Awaitable[R]]:
+            if not inspect.iscoroutinefunction(handler):
+                raise WorkflowError(f"{where} takes an async function, and {handler.__name__} is none: write async def")
+
             async def handle(body: bytes) -> bytes:
                 return self.result.encode(await handler(self.argument.decode(body)))
 
@@ -93,7 +104,7 @@ class Update(Generic[A, R]):
                 if validator is not None:
                     validator(self.argument.decode(body))
 
-            _inside(f"{self.name}.handled_by").handle(self.name, handle, validate)
+            _inside(where).handle(self.name, handle, validate)
             return handler
 
         return register if function is None else register(function)
