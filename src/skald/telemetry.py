@@ -125,6 +125,17 @@ class StepRetried(Occurrence, frozen=True):
     error: str
 
 
+class StepIgnoresCancellation(Occurrence, frozen=True):
+    """The function of a step runs on in its thread ``seconds`` after its beginning, although it has timed out or was
+    given up. Its next attempt waits for its end, and so does all undoing of its saga."""
+
+    service: str
+    workflow: str
+    id: str
+    step: str
+    seconds: float
+
+
 class WorkflowStopped(Occurrence, frozen=True):
     """It cannot go on with this code: it is paused until somebody resumes it, with code that fits."""
 

@@ -17,7 +17,7 @@ from skald.errors import ConfigurationError, StepFailed, StoreUnavailable, Workf
 from skald.message import child_traceparent
 from skald.messaging.transaction import user_transaction
 from skald.runtime.committer import Committer
-from skald.telemetry import StepRetried
+from skald.telemetry import StepIgnoresCancellation, StepRetried
 from skald.unit import Committed, LetterKind, Unit
 from skald.workflows import NOT_DONE, NotDone, attempt, blocking_transaction, transaction
 from skald.workflows.definition import Workflow
@@ -364,6 +364,29 @@ async def test_no_attempt_runs_beside_a_thread_that_cannot_be_stopped(tmp_path: 
     async with playing(tmp_path, flow):
         assert (await failure_of(flow)).type == "TimeoutError"
     assert world.calls == ["begins", "ends"] * 2
+
+
+async def test_a_thread_that_goes_on_although_it_has_timed_out_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("skald.workflows.steps.GRACE", 0.01)
+    released = threading.Event()
+
+    def working() -> None:
+        released.wait(30)
+
+    flow = flow_of(working, retry=NEVER, timeout=0.01)
+    async with playing(tmp_path, flow), occurrences() as noticed:
+        handle = await flow.start(id="one")
+        try:
+            await noticed.count(1)
+        finally:
+            released.set()
+        assert (await handle.result()).startswith("failed: TimeoutError")
+    [stubborn] = noticed.items
+    assert isinstance(stubborn, StepIgnoresCancellation)
+    assert (stubborn.workflow, stubborn.id, stubborn.step) == (flow.name, "one", "one")
+    assert stubborn.seconds >= 0.02
 
 
 async def test_an_async_step_is_cancelled_when_its_workflow_is(tmp_path: Path) -> None:

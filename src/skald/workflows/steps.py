@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import random
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, suppress
 from functools import partial
@@ -27,13 +27,14 @@ from skald import failpoints
 from skald.clock import Clock
 from skald.errors import Fenced, InvalidMessage, OutcomeUnknown, SkaldError, StoreUnavailable, UnreadableMessage
 from skald.message import new_id
+from skald.messaging.attempts import GRACE
 from skald.messaging.blocking import BlockingTransaction
 from skald.messaging.context import current_cause
 from skald.messaging.invoke import HandlerCancelled, in_thread
 from skald.messaging.outcome import describe
 from skald.messaging.transaction import Transaction
 from skald.retry import rule_for
-from skald.telemetry import Recovering, StepRetried, emit
+from skald.telemetry import Recovering, StepIgnoresCancellation, StepRetried, emit
 from skald.unit import AddressKind, EntryKind, Letter, LetterKind, Unit, WorkflowWrites
 from skald.workflows.context import StepAttempt, current_attempt, current_blocking, current_transaction
 from skald.workflows.definition import NOT_DONE, Call
@@ -124,19 +125,18 @@ class StepRunner:
 
     # --- calling ------------------------------------------------------------------------------------------------------
 
-    async def call(self, function: Callable[..., Any], call: Call, line: Line) -> Any:
+    async def call(self, instance: Instance, function: Callable[..., Any], call: Call, line: Line) -> Any:
         """One call of the step, or of its lookup, within its limits."""
         args, kwargs = call.arguments()
         is_async = call.step.is_async if function is call.step.function else inspect.iscoroutinefunction(function)
-        work = function(*args, **kwargs) if is_async else self._in_thread(line, function, args, kwargs)
+        work = function(*args, **kwargs) if is_async else self._in_thread(instance, call, line, function)
         try:
             return await (line.bound(work) if line.has_limits else work)
         finally:
             line.cancelled = True
 
-    async def _in_thread(
-        self, line: Line, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]
-    ) -> Any:
+    async def _in_thread(self, instance: Instance, call: Call, line: Line, function: Callable[..., Any]) -> Any:
+        (args, kwargs), began = call.arguments(), self._loop.time()
         work = asyncio.ensure_future(in_thread(self._threads, function, *args, **kwargs))
         try:
             return await asyncio.shield(work)
@@ -144,10 +144,16 @@ class StepRunner:
             line.cancelled = True
             work.cancel()
             # The next attempt must not run beside it.
+            named = self._loop.call_later(GRACE, self._name_stubborn, instance, call, began)
             while not work.done():
                 with suppress(asyncio.CancelledError):
                     await asyncio.wait([work])
+            named.cancel()
             raise
+
+    def _name_stubborn(self, instance: Instance, call: Call, began: float) -> None:
+        seconds = self._loop.time() - began
+        emit(StepIgnoresCancellation(self.service, instance.workflow.name, instance.id, call.name, seconds))
 
     async def transact(self, instance: Instance, call: Call, line: Line) -> Result | None:
         """One call of the step in a transaction, which takes its result along as a letter.
@@ -159,7 +165,7 @@ class StepRunner:
                 blocking = BlockingTransaction(tx, asyncio.get_running_loop())
                 current_blocking.set(None if call.step.is_async else blocking)
                 failpoints.hit("step.before")
-                body, value = call.signature.result.written(await self.call(call.step.function, call, line))
+                body, value = call.signature.result.written(await self.call(instance, call.step.function, call, line))
                 failpoints.hit("step.after")
                 await self._ensure_ours(tx, instance, call)
                 letter = Letter(
@@ -331,7 +337,7 @@ class _Performance:
                 if step.transactional:
                     return await runner.transact(self._instance, call, line)
                 failpoints.hit("step.before")
-                result = await runner.call(step.function, call, line)
+                result = await runner.call(self._instance, step.function, call, line)
                 failpoints.hit("step.after")
                 return EntryKind.STEP_DONE, *step.signature.result.written(result)
             except (InvalidMessage, UnreadableMessage):
@@ -392,7 +398,7 @@ class _Performance:
             line = self._line(attempt)
             line.heartbeat = None
             try:
-                found = await self._runner.call(self._step.lookup, self._call, line)
+                found = await self._runner.call(self._instance, self._step.lookup, self._call, line)
                 return None if found is NOT_DONE else self._call.signature.result.written(found)
             except BaseException as error:
                 failure = _failure_in(error)
