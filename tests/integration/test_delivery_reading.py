@@ -1,4 +1,4 @@
-"""How often a log is read: once for each ring, and once more where a stretch was full."""
+"""How often a log is read: once for each ring, and once more where a stretch was full, or read ahead."""
 
 from __future__ import annotations
 
@@ -29,6 +29,8 @@ class Watched(msgspec.Struct):
     turns: list[int] = []
     reads: int = 0
     handled: list[int] = []
+    reader: Reader | None = None
+    """Its own."""
     idle: asyncio.Event = msgspec.field(default_factory=asyncio.Event)
 
     async def until(self, handled: int) -> None:
@@ -45,6 +47,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Watched:
 
     async def counted(self: Reader, position: int, id: str | None, upto: int | None) -> list[Record]:
         watched.reads += 1
+        watched.reader = self
         return await read(self, position, id, upto)
 
     async def waits(self: Consumer) -> None:
@@ -59,13 +62,27 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Watched:
     return watched
 
 
+async def publish_behind_the_next_stretch(source: Service, watched: Watched, number: int) -> None:
+    """While a full stretch is handled: the next one was read when this is published, and its ring has come."""
+    assert watched.reader is not None
+    assert watched.reader._ahead is not None
+    await asyncio.wait([watched.reader._ahead[1]])
+    rung = asyncio.Event()
+    stop = watched.reader._log.listen(rung.set)
+    await source.publish(Counted(number))
+    await asyncio.wait_for(rung.wait(), 30)
+    stop()
+
+
 @asynccontextmanager
-async def playing(url: str, watched: Watched) -> AsyncIterator[Service]:
+async def playing(url: str, watched: Watched, *, publishes_at: int | None = None) -> AsyncIterator[Service]:
     source, sink = Service("source", publishes=[Counted]), Service("sink")
 
     @sink.on(Counted)
     async def count(event: Counted) -> None:
         watched.handled.append(event.number)
+        if event.number == publishes_at:
+            await publish_behind_the_next_stretch(source, watched, event.number + 1)
 
     consumer = ConsumerSettings(run=RUN, poll=3600.0, checkpoint=3600.0)
     app = App(source, sink, store=url, settings=RuntimeSettings(consumer=consumer))
@@ -93,5 +110,19 @@ async def test_what_is_behind_a_full_stretch_needs_no_ring(store_url: str, watch
         watched.idle.clear()
         await source.publish(*map(Counted, range(1, 3 * RUN + 2)))
         await watched.until(3 * RUN + 2)
-        assert max(watched.turns) == 4
+        assert max(watched.turns) == 5  # the last stretch was read ahead
     assert watched.handled == list(range(3 * RUN + 2))
+
+
+@pytest.mark.parametrize("behind", [0, 1])
+async def test_what_is_rung_for_while_the_next_stretch_is_known_is_read(
+    store_url: str,  # noqa: F811
+    watched: Watched,
+    behind: int,
+) -> None:
+    """``behind``: messages that are in that next stretch anyway."""
+    async with playing(store_url, watched, publishes_at=RUN) as source:
+        watched.idle.clear()
+        await source.publish(*map(Counted, range(1, RUN + 1)), *[Counted(100)] * behind)
+        await watched.until(RUN + 2 + behind)
+    assert sorted(watched.handled) == [*range(RUN + 2), *[100] * behind]

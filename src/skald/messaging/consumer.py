@@ -261,16 +261,17 @@ class Consumer:
         return progress
 
     async def _advance(self, cohort: list[LaneState], upto: int | None) -> bool:
-        """True if there may be more that nobody rings for: of what comes after this read, somebody does."""
+        """True if there may be more that nobody rings for: of what comes after the read, somebody does."""
         try:
             records = await self._reader.read(cohort[0].scanned, cohort[0].scanned_id, upto)
         except Mismatch as mismatch:
             await self._stop_lanes(cohort, mismatch.found)
             return True
+        was_ahead = self._reader.was_ahead
         if not records:
-            return False
+            return was_ahead
         is_handled = await self._handle({lane.lane: lane for lane in cohort}, records)
-        return upto is not None or len(records) >= self._settings.run or not is_handled
+        return was_ahead or upto is not None or len(records) >= self._settings.run or not is_handled
 
     async def _stop_lanes(self, cohort: Sequence[LaneState], found: Record | None) -> None:
         floor = await self.log.floor()

@@ -50,6 +50,8 @@ class Reader:
     def __init__(self, log: Log, store: Store, origin: str, types: Collection[str], run: int) -> None:
         self._log, self._store, self._origin, self._types, self._limit = log, store, origin, types, run + 1
         self._ahead: tuple[int, asyncio.Task[list[Record]]] | None = None
+        self.was_ahead = False
+        """What was returned last was read before it was asked for: those who have rung since are not in it."""
         self._held_back: tuple[int, str] | None = None
         self._ask_again_at = 0.0
 
@@ -73,7 +75,8 @@ class Reader:
 
     async def _read(self, position: int, upto: int | None) -> list[Record]:
         ahead, self._ahead = self._ahead, None
-        if ahead is not None and ahead[0] == position and upto is None:
+        self.was_ahead = ahead is not None and ahead[0] == position and upto is None
+        if ahead is not None and self.was_ahead:
             records = await ahead[1]
         else:
             if ahead is not None:
