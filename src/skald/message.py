@@ -221,7 +221,9 @@ class Envelope(msgspec.Struct, frozen=True):
 
 def is_key(text: str) -> bool:
     """Whether every store can keep it."""
-    return 0 < len(text) <= MAX_KEY and "\0" not in text and not any("\ud800" <= c <= "\udfff" for c in text)
+    if not 0 < len(text) <= MAX_KEY or "\0" in text:
+        return False
+    return text.isprintable() or not any("\ud800" <= c <= "\udfff" for c in text)
 
 
 @lru_cache(maxsize=8_192)

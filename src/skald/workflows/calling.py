@@ -113,7 +113,7 @@ class Asked(msgspec.Struct, eq=False, kw_only=True):
 
     def is_answered_by(self, letter: str) -> bool:
         """Whether a letter that names this call has its answer."""
-        return letter in self.letters
+        return letter == self.id or letter in self.letters
 
     @abstractmethod
     def verdict(self, payload: bytes) -> EntryKind:
@@ -191,7 +191,7 @@ class Ask(Asked, eq=False, kw_only=True):
         elif wanted is None:
             done = type != GIVEN_UP.name
         else:
-            done = any(cls is not NoneType and message_type(cls).name == type for cls in wanted)
+            done = type in _events(self.kind.cls)
         return EntryKind.CALL_DONE if done else EntryKind.CALL_REJECTED
 
     def settle(self, kind: EntryKind, payload: bytes) -> None:
@@ -207,9 +207,7 @@ class Ask(Asked, eq=False, kw_only=True):
     def _message(self, answer: Answer) -> Any:
         if answer.type == HANDLED.name:
             return None
-        wanted = [cls for cls in results(self.kind.cls) or () if cls is not NoneType]
-        found = next((cls for cls in wanted if message_type(cls).name == answer.type), None)
-        found = found or self.calls.route(self.kind).replies.get(answer.type)
+        found = _events(self.kind.cls).get(answer.type) or self.calls.route(self.kind).replies.get(answer.type)
         if found is None:
             raise UnreadableMessage(answer.type, f"{self.name} was answered by it once, and is no more by its handler")
         return codec_for(found, self.calls.max_body).decode(bytes(answer.body))
@@ -263,6 +261,12 @@ def results(cls: type) -> tuple[type, ...] | None:
             if get_origin(base) is Command:
                 return _classes(get_args(base)[0], f"{cls.__module__}.{cls.__qualname__}")
     return None
+
+
+@lru_cache(maxsize=4_096)
+def _events(cls: type) -> Mapping[str, type]:
+    """Those of the results that are events, by wire name."""
+    return {message_type(one).name: one for one in results(cls) or () if one is not NoneType}
 
 
 def _classes(hint: Any, where: str) -> tuple[type, ...] | None:

@@ -123,10 +123,13 @@ def _asked(instance: Instance, now: int) -> list[Message]:
     """The commands to send, with letters that hold the places of their answers. One that was given up at once is not
     sent."""
     machine = instance.machine
-    asked, machine.asked = [ask for ask in machine.asked if machine.awaits(ask)], []
-    instance.letters += [ask.place(now) for ask in asked]
-    sent = [ask.record(now) for ask in asked]
-    return [message for message in sent if message is not None]
+    asked, machine.asked, sent = machine.asked, [], []
+    for ask in asked:
+        if machine.awaits(ask):
+            instance.letters.append(ask.place(now))
+            if (message := ask.record(now)) is not None:
+                sent.append(message)
+    return sent
 
 
 class Recorder:
