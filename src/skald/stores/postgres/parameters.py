@@ -31,6 +31,9 @@ _TOKEN = re.compile(
 )
 
 
+_JSON = (dict, list)
+
+
 @lru_cache(maxsize=2_000)
 def positional(sql: str) -> tuple[str, tuple[str, ...]]:
     """The statement with numbered parameters, and the name of each number."""
@@ -68,4 +71,4 @@ def bound(sql: str, values: Mapping[str, Any]) -> tuple[str, list[Any]]:
     if len(values) > len(names):
         unused = ", ".join(sorted(set(values) - set(names)))
         raise StoreError(f"the statement does not name these values: {unused}")
-    return text, [json.dumps(v) if isinstance(v, dict | list) else v for v in arguments]
+    return text, [json.dumps(v) if isinstance(v, _JSON) else v for v in arguments]

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from time import monotonic
 from typing import Any
 
 from skald.errors import StoreError, StoreUnavailable, TransactionTooLong
 from skald.stores.postgres.connecting import Connection, close, connect_patiently
-from skald.stores.postgres.failures import boundary, is_gone
+from skald.stores.postgres.failures import boundary, is_gone, translated
 from skald.stores.postgres.group import applied
 from skald.stores.postgres.parameters import bound
 from skald.stores.postgres.statements import quoted, statements
@@ -129,13 +129,35 @@ class Pool:
         return connection
 
 
+class _Statement:
+    """Translates what leaves the block. No generator, because every statement passes it."""
+
+    def __init__(self, patience: float) -> None:
+        self._patience, self._active, self._idle = patience, monotonic(), 0.0
+
+    def __enter__(self) -> None:
+        self._idle = monotonic() - self._active
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        self._active = monotonic()
+        if not isinstance(error, Exception):
+            return
+        ours = translated(error)
+        if isinstance(ours or error, StoreUnavailable) and self._idle >= self._patience:
+            raise TransactionTooLong(
+                f"this transaction was open for {self._idle:.1f} s without a statement, and was rolled back: do slow "
+                "work before it, or in a handler without tx"
+            ) from error
+        if ours is not None:
+            raise ours from error
+
+
 class PostgresTransaction:
     """``patience`` (seconds): the server ends a transaction that has not been given a statement for so long."""
 
     def __init__(self, connection: Connection, schema: str, patience: float) -> None:
-        self._connection, self._patience = connection, patience
+        self._connection, self._statement = connection, _Statement(patience)
         self._sql = statements("commit", schema)
-        self._active = monotonic()
         self.appended = self.calls_somebody = False
         self.is_open = True
 
@@ -146,32 +168,16 @@ class PostgresTransaction:
             raise StoreError("this transaction has ended")
         return self._connection
 
-    @contextmanager
-    def _statement(self) -> Iterator[None]:
-        idle = monotonic() - self._active
-        try:
-            with boundary():
-                yield
-        except StoreUnavailable as error:
-            if idle < self._patience:
-                raise
-            raise TransactionTooLong(
-                f"this transaction was open for {idle:.1f} s without a statement, and was rolled back: do slow work "
-                "before it, or in a handler without tx"
-            ) from error
-        finally:
-            self._active = monotonic()
-
     async def execute(self, sql: str, /, **values: Any) -> int:
         text, arguments = bound(sql, values)
-        with self._statement():
+        with self._statement:
             status = await self.connection.execute(text, *arguments)
         last = status.rsplit(" ", 1)[-1]
         return int(last) if last.isdigit() else 0
 
     async def fetch(self, sql: str, /, **values: Any) -> list[Row]:
         text, arguments = bound(sql, values)
-        with self._statement():
+        with self._statement:
             return [dict(row) for row in await self.connection.fetch(text, *arguments)]
 
     async def apply(self, unit: Unit) -> Committed:
@@ -184,16 +190,16 @@ class PostgresTransaction:
         return committed
 
     async def _apply(self, units: str) -> str:
-        with self._statement():
+        with self._statement:
             return str(await self.connection.fetchval(self._sql["apply"], units))
 
     async def now(self) -> int:
-        with self._statement():
+        with self._statement:
             return int(await self.connection.fetchval(self._sql["now"]))
 
     @asynccontextmanager
     async def savepoint(self) -> AsyncIterator[None]:
-        with self._statement():
+        with self._statement:
             nested = self.connection.transaction()
             await nested.start()
         try:
@@ -201,7 +207,7 @@ class PostgresTransaction:
         except BaseException:
             await roll_back(nested, self._connection)
             raise
-        with self._statement():
+        with self._statement:
             await nested.commit()
 
 
