@@ -11,8 +11,9 @@ from random import Random
 
 import pytest
 
-from skald import App, Command, Event, RuntimeSettings, Service, Transaction, call, saga
+from skald import App, Command, Event, RuntimeSettings, Service, Transaction, call, lock, saga, workflow
 from skald.messaging.consumer import ConsumerSettings
+from skald.workflows import Signal
 from skald.workflows.executor import ExecutorSettings
 from tests.simulation.stage import PATIENCE, Seen, playing, seed
 
@@ -45,14 +46,17 @@ class Undo(Exception):
     pass
 
 
+told = Signal("told", str)
+
+
 class World:
-    """Three services in a row, and sagas in the first one that call the second one."""
+    """Three services in a row, and in the first one workflows and sagas of all kinds that call the second one."""
 
     def __init__(self, url: str, chance: Random) -> None:
         self.chance = chance
         self.seen: Seen[int] = Seen()
         self.sent = self.sagas = 0
-        self.first = Service("first", publishes=[Sent], workflows=[taking], calls=[Take])
+        self.first = Service("first", publishes=[Sent], workflows=[taking, waiting, parent, locked], calls=[Take])
         self.second, self.third = Service("second"), Service("third")
 
         @self.second.on(Sent)
@@ -82,7 +86,7 @@ class World:
             # A different moment within what the others are doing.
             for _ in range(self.chance.randrange(40)):
                 await asyncio.sleep(0)  # sleep: a turn of the loop
-            match self.chance.randrange(4):
+            match self.chance.randrange(7):
                 case 0:
                     await self.first.publish(*self.messages(self.chance.choice((1, 1, RUN, 2 * RUN + 1, 3 * RUN))))
                 case 1:
@@ -97,6 +101,14 @@ class World:
                         pass
                 case 3:
                     assert await taking.run(f"{number}-{turn}") == ["a", "b"]
+                case 4:
+                    handle = await waiting.start(f"{number}-{turn}")
+                    await handle.signal(told, "something")
+                    assert await handle.result() == "something"
+                case 5:
+                    assert await parent.run(f"{number}-{turn}") == "child of a child"
+                case 6:
+                    assert await locked.run(f"key {self.chance.randrange(2)}") == ["a", "b"]
 
     def messages(self, count: int) -> list[Sent]:
         self.sent += count
@@ -105,8 +117,28 @@ class World:
 
 @saga
 async def taking(key: str) -> list[str]:
+    return await take_two(key)
+
+
+async def take_two(key: str) -> list[str]:
     taken = [await call(Take(f"{key}/{name}")) for name in ("a", "b")]
     return [one.key.rsplit("/", 1)[1] for one in taken]
+
+
+@workflow
+async def waiting(key: str) -> str:
+    return await told.receive()
+
+
+@workflow
+async def parent(key: str, depth: int = 0) -> str:
+    return "child" if depth == 1 else f"{await parent.run(key, depth + 1)} of a child"
+
+
+@saga
+async def locked(key: str) -> list[str]:
+    await lock(key)
+    return await take_two(key)
 
 
 SEED = seed()
