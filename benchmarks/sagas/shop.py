@@ -58,8 +58,8 @@ def _run(place: Place, style: str, sizes: Sizes) -> dict[str, Any]:
             loaded = orders.ask(count=sizes.orders)
             commits = (_transactions(place) - before) / sizes.orders
             cpu = (sum(child.ask()["used"] for child in children) - used) / sizes.orders
-            steady = orders.ask(count=round(sizes.steady * sizes.seconds * 2), rate=sizes.steady)
-        all_orders = sizes.orders // 10 + sizes.orders + round(sizes.steady * sizes.seconds * 2)
+            steady = orders.ask(count=sizes.orders // 20, rate=sizes.steady)
+        all_orders = sizes.orders // 10 + sizes.orders + sizes.orders // 20
         messages = asyncio.run(counted(url, style)) / all_orders
     finally:
         place.drop(url)

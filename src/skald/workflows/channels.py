@@ -45,6 +45,10 @@ def _inside(what: str) -> Inbox:
     return inbox
 
 
+def _name(function: Callable[..., object]) -> str:
+    return getattr(function, "__name__", repr(function))
+
+
 class Signal(Generic[T]):
     """A value that anybody may send to a workflow, before or after its start; it is kept until the workflow asks."""
 
@@ -70,7 +74,7 @@ class Query(Generic[R_co]):
         """Decorates a plain function inside the workflow, which may read its variables."""
         where = f"{self.name}.answered_by"
         if inspect.iscoroutinefunction(function):
-            raise WorkflowError(f"{where} takes a plain function, and {function.__name__} is async: it may not wait")
+            raise WorkflowError(f"{where} takes a plain function, and {_name(function)} is async: it may not wait")
         _inside(where).answer(self.name, lambda: self.codec.encode(function()))
         return function
 
@@ -95,7 +99,7 @@ class Update(Generic[A, R]):
 
         def register(handler: Callable[[A], Awaitable[R]]) -> Callable[[A], Awaitable[R]]:
             if not inspect.iscoroutinefunction(handler):
-                raise WorkflowError(f"{where} takes an async function, and {handler.__name__} is none: write async def")
+                raise WorkflowError(f"{where} takes an async function, and {_name(handler)} is none: write async def")
 
             async def handle(body: bytes) -> bytes:
                 return self.result.encode(await handler(self.argument.decode(body)))
