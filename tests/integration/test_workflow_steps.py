@@ -20,7 +20,7 @@ from skald.runtime.committer import Committer
 from skald.telemetry import StepIgnoresCancellation, StepRetried
 from skald.unit import Committed, LetterKind, Unit
 from skald.workflows import NOT_DONE, NotDone, attempt, blocking_transaction, transaction
-from skald.workflows.definition import Workflow
+from skald.workflows.definition import Call, Workflow
 from tests.simulation.stage import eventually, occurrences
 
 AT_ONCE = Retry(immediate=3, delays=())
@@ -364,6 +364,26 @@ async def test_no_attempt_runs_beside_a_thread_that_cannot_be_stopped(tmp_path: 
     async with playing(tmp_path, flow):
         assert (await failure_of(flow)).type == "TimeoutError"
     assert world.calls == ["begins", "ends"] * 2
+
+
+async def test_each_attempt_of_a_sync_step_reads_its_arguments_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads, arguments = [], Call.arguments
+
+    def counted(self: Call) -> Any:
+        reads.append(self.name)
+        return arguments(self)
+
+    def working() -> None:
+        if attempt().number == 1:
+            raise ValueError("the first time")
+
+    monkeypatch.setattr(Call, "arguments", counted)
+    flow = flow_of(working, retry=TWICE)
+    async with playing(tmp_path, flow):
+        assert await flow.run(id="one") == "None"
+    assert reads == ["one", "one"]
 
 
 async def test_a_thread_that_goes_on_although_it_has_timed_out_is_named(

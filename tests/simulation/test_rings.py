@@ -55,7 +55,7 @@ class World:
     def __init__(self, url: str, chance: Random) -> None:
         self.chance = chance
         self.seen: Seen[int] = Seen()
-        self.sent = self.sagas = 0
+        self.sent = 0
         self.first = Service("first", publishes=[Sent], workflows=[taking, waiting, parent, locked], calls=[Take])
         self.second, self.third = Service("second"), Service("third")
 

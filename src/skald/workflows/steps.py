@@ -129,15 +129,15 @@ class StepRunner:
         """One call of the step, or of its lookup, within its limits."""
         args, kwargs = call.arguments()
         is_async = call.step.is_async if function is call.step.function else inspect.iscoroutinefunction(function)
-        work = function(*args, **kwargs) if is_async else self._in_thread(instance, call, line, function)
+        made = partial(function, *args, **kwargs)
+        work = made() if is_async else self._in_thread(instance, call, line, made)
         try:
             return await (line.bound(work) if line.has_limits else work)
         finally:
             line.cancelled = True
 
-    async def _in_thread(self, instance: Instance, call: Call, line: Line, function: Callable[..., Any]) -> Any:
-        (args, kwargs), began = call.arguments(), self._loop.time()
-        work = asyncio.ensure_future(in_thread(self._threads, function, *args, **kwargs))
+    async def _in_thread(self, instance: Instance, call: Call, line: Line, function: Callable[[], Any]) -> Any:
+        began, work = self._loop.time(), asyncio.ensure_future(in_thread(self._threads, function))
         try:
             return await asyncio.shield(work)
         except asyncio.CancelledError:
